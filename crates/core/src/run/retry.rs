@@ -1,0 +1,78 @@
+//! What follows a failed attempt.
+
+use super::{Next, state::History};
+use crate::{ids::TimeMs, key::Key, plan::Retry, rng::row_rng, task::FailureClass};
+use rand_chacha::rand_core::Rng;
+
+/// Longest wait between two attempts: 5 minutes.
+pub const MAX_BACKOFF_MS: u64 = 300_000;
+
+/// Losses of its worker after which a task is taken to be the cause, and fails.
+pub const MAX_LOSSES: u32 = 3;
+
+/// What follows an attempt that ended in `class`, given what came before it.
+pub(super) fn next(
+    retry: &Retry,
+    key: &Key,
+    history: &History,
+    class: FailureClass,
+    cancelling: bool,
+    now: TimeMs,
+) -> Next {
+    match class {
+        FailureClass::Permanent => Next::GiveUp,
+        // A worker that stops because the run does is no sign of a bad task.
+        FailureClass::Lost if cancelling => Next::Replace { counts: false },
+        FailureClass::Lost if history.losses + 1 >= MAX_LOSSES => Next::GiveUp,
+        FailureClass::Lost => Next::Replace { counts: true },
+        FailureClass::Transient | FailureClass::Resource => {
+            let failures = history.failures + 1;
+            if failures >= retry.max_attempts {
+                return Next::GiveUp;
+            }
+            Next::Retry { not_before: TimeMs(now.0.saturating_add(backoff_ms(retry, key, history.attempts, failures))) }
+        }
+    }
+}
+
+/// Capped exponential wait with jitter: between half of the nominal wait and all of it, drawn from (key, attempt) so
+/// that tasks that failed together do not come back together.
+fn backoff_ms(retry: &Retry, key: &Key, attempt: u32, failures: u32) -> u64 {
+    let doublings = failures.saturating_sub(1).min(32);
+    let nominal = retry.backoff_ms.saturating_mul(1 << doublings).min(MAX_BACKOFF_MS);
+    let draw = row_rng(0, &format!("retry {key}"), u64::from(attempt), 0).next_u64();
+    let half = nominal / 2;
+    half + draw % (nominal - half + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_is_capped_and_jittered() {
+        let retry = Retry { max_attempts: 100, backoff_ms: 1000 };
+        let wait = |key: &str, n| backoff_ms(&retry, &Key(key.into()), n, n);
+        for n in 1..40 {
+            let nominal = (1000u64 << (n - 1).min(20)).min(MAX_BACKOFF_MS);
+            assert!((nominal / 2..=nominal).contains(&wait("a", n)), "attempt {n}: {}", wait("a", n));
+        }
+        assert_eq!(wait("a", 3), wait("a", 3));
+        assert_ne!(wait("a", 9), wait("b", 9));
+        assert_eq!(backoff_ms(&Retry { max_attempts: 1, backoff_ms: 0 }, &Key("a".into()), 1, 1), 0);
+    }
+
+    #[test]
+    fn classes_decide() {
+        let retry = Retry { max_attempts: 2, backoff_ms: 0 };
+        let go = |class, failures, losses, cancelling| {
+            next(&retry, &Key("k".into()), &History { attempts: 5, failures, losses }, class, cancelling, TimeMs(7))
+        };
+        assert_eq!(go(FailureClass::Permanent, 0, 0, false), Next::GiveUp);
+        assert_eq!(go(FailureClass::Transient, 0, 2, false), Next::Retry { not_before: TimeMs(7) });
+        assert_eq!(go(FailureClass::Transient, 1, 0, false), Next::GiveUp);
+        assert_eq!(go(FailureClass::Lost, 1, 1, false), Next::Replace { counts: true });
+        assert_eq!(go(FailureClass::Lost, 0, 2, false), Next::GiveUp);
+        assert_eq!(go(FailureClass::Lost, 0, 2, true), Next::Replace { counts: false });
+    }
+}

@@ -1,0 +1,221 @@
+//! JSON Schema of pipeline files, from the tables that [`crate::spec`] checks by, so that editors complete and check.
+//!
+//! A schema can't follow references or add up fractions: what passes here can still be refused by
+//! [`crate::spec::compile`]. What is refused here is always refused there.
+
+use crate::{
+    kind::{KindInfo, StageKind},
+    params::{Field, StageParams, ValueKind},
+    spec::{DEFAULT_SEED, DEFAULT_SHARD_ROWS, FORMAT_VERSION, bounds},
+};
+use serde_json::{Map, Value, json};
+
+const NAME: &str = "^[a-z][a-z0-9_-]{0,63}$";
+
+/// JSON Schema (draft 2020-12) of a pipeline file.
+pub fn json_schema() -> Value {
+    let kinds: Vec<KindInfo> = StageKind::ALL.iter().map(|k| k.info()).collect();
+    let mut defs = Map::new();
+    defs.insert("placeholder".into(), json!({ "type": "string", "pattern": "\\$\\{", "description": "The value of a parameter, or a text with some." }));
+    defs.insert("reference".into(), json!({ "type": "string", "description": "A stage (its first table), or STAGE.TABLE.", "pattern": "^[^.]+(\\.[^.]+)?$" }));
+    defs.insert("source".into(), source());
+    defs.insert("stage".into(), stage(&kinds));
+    for kind in StageKind::ALL {
+        defs.insert(format!("stage_{kind}"), stage_of(*kind));
+    }
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "rallrec pipeline",
+        "type": "object",
+        "required": ["rallrec", "name", "stages"],
+        "additionalProperties": false,
+        "patternProperties": { "^x-": { "description": "Ignored: a place for anchors." } },
+        "properties": {
+            "rallrec": { "const": FORMAT_VERSION, "description": "Version of the file format." },
+            "name": { "anyOf": [{ "type": "string", "pattern": NAME }, placeholder()], "description": "Name of the pipeline." },
+            "seed": number("integer", bounds::SEED, DEFAULT_SEED, "Seed of everything random."),
+            "params": {
+                "type": ["object", "null"],
+                "description": "Values that ${NAME} stands for and --set NAME=VALUE changes.",
+                "propertyNames": { "pattern": NAME },
+                "additionalProperties": { "type": ["string", "number", "boolean", "null"] }
+            },
+            "models": sources("Language models, by name."),
+            "data": sources("Data sets, by name."),
+            "stages": {
+                "type": "object",
+                "description": "The stages, by name.",
+                "minProperties": 1,
+                "propertyNames": { "pattern": NAME },
+                "additionalProperties": { "$ref": "#/$defs/stage" }
+            }
+        },
+        "$defs": defs
+    })
+}
+
+fn placeholder() -> Value {
+    json!({ "$ref": "#/$defs/placeholder" })
+}
+
+fn number(kind: &str, (lo, hi): (f64, f64), default: u64, doc: &str) -> Value {
+    let bounds = json!({ "type": kind, "minimum": bound(lo), "maximum": bound(hi) });
+    json!({ "anyOf": [bounds, placeholder()], "default": default, "description": doc })
+}
+
+/// A bound as an integer where it is one.
+fn bound(value: f64) -> Value {
+    format!("{value}").parse::<u64>().map_or_else(|_| json!(value), |whole| json!(whole))
+}
+
+fn sources(doc: &str) -> Value {
+    json!({
+        "type": ["object", "null"],
+        "description": doc,
+        "propertyNames": { "pattern": NAME },
+        "additionalProperties": { "$ref": "#/$defs/source" }
+    })
+}
+
+fn source() -> Value {
+    json!({
+        "type": "object",
+        "required": ["source"],
+        "additionalProperties": false,
+        "properties": { "source": { "type": "string", "description": "A name of the catalogue, or file:PATH." } }
+    })
+}
+
+/// Any stage: what all kinds share, then the rules of its own kind.
+fn stage(kinds: &[KindInfo]) -> Value {
+    let mut choices: Vec<Value> = kinds.iter().map(|k| json!({ "const": k.name, "description": k.doc })).collect();
+    choices.push(placeholder());
+    let by_kind: Vec<Value> = kinds
+        .iter()
+        .map(|k| {
+            json!({
+                "if": { "required": ["kind"], "properties": { "kind": { "const": k.name } } },
+                "then": { "$ref": format!("#/$defs/stage_{}", k.name) }
+            })
+        })
+        .collect();
+    json!({
+        "type": "object",
+        "required": ["kind"],
+        "properties": {
+            "kind": { "anyOf": choices, "description": "What the stage does." },
+            "resources": {
+                "type": ["object", "null"],
+                "description": "What a task needs of its machine.",
+                "additionalProperties": false,
+                "properties": {
+                    "pool": { "anyOf": [{ "type": "string", "pattern": NAME }, placeholder()], "default": "cpu", "description": "Pool of workers." },
+                    "memory_mb": number("integer", bounds::MEMORY_MB, 2048, "Host memory, in MiB.")
+                }
+            },
+            "retry": {
+                "type": ["object", "null"],
+                "description": "When and how often a failed task is tried again.",
+                "additionalProperties": false,
+                "properties": {
+                    "max_attempts": number("integer", bounds::MAX_ATTEMPTS, 3, "Most attempts that end in the task's own failure."),
+                    "backoff_ms": number("integer", bounds::BACKOFF_MS, 1000, "Wait before the second attempt; doubles with each.")
+                }
+            },
+            "seed": number("integer", bounds::SEED, DEFAULT_SEED, "Seed of everything random; the pipeline's where it is left out.")
+        },
+        "allOf": by_kind
+    })
+}
+
+/// The rules of one kind.
+fn stage_of(kind: StageKind) -> Value {
+    let info = kind.info();
+    let mut properties = Map::new();
+    let mut required = vec!["kind"];
+    for key in ["kind", "resources", "retry", "seed"] {
+        properties.insert(key.into(), json!(true));
+    }
+    let text = json!({ "type": "string" });
+    for (needed, key, doc) in [
+        (info.data, "data", "Name of a data set under `data`."),
+        (info.model, "model", "Name of a model under `models`."),
+    ] {
+        if needed {
+            required.push(key);
+            properties.insert(key.into(), with_doc(text.clone(), doc));
+        }
+    }
+    if info.drive().is_some() {
+        let rows = number("integer", bounds::SHARD_ROWS, DEFAULT_SHARD_ROWS, "Rows a shard.");
+        let shards =
+            json!({ "type": ["object", "null"], "additionalProperties": false, "properties": { "rows": rows } });
+        properties.insert("shards".into(), with_doc(shards, "How the stage is cut."));
+        let bad_rows = number("integer", bounds::BAD_ROWS, 0, "Rows that may fail before the stage does.");
+        properties.insert("max_bad_rows".into(), bad_rows);
+    }
+    if !info.inputs.is_empty() {
+        properties.insert("needs".into(), needs(&info));
+        if info.inputs.iter().any(|p| !p.optional) {
+            required.push("needs");
+        }
+    }
+    let fields = StageParams::fields(kind);
+    let with: Map<String, Value> = fields.iter().map(|f| (f.name.to_owned(), field_schema(f))).collect();
+    properties.insert("with".into(), json!({ "type": ["object", "null"], "description": "Parameters.", "additionalProperties": false, "properties": with }));
+    json!({ "description": info.doc, "required": required, "additionalProperties": false, "properties": properties })
+}
+
+fn needs(info: &KindInfo) -> Value {
+    let reference = json!({ "$ref": "#/$defs/reference" });
+    let ports: Map<String, Value> = info
+        .inputs
+        .iter()
+        .map(|port| {
+            let one_or_more = json!({ "anyOf": [reference, { "type": "array", "minItems": 1, "uniqueItems": true, "items": reference }] });
+            (port.name.to_owned(), if port.many { one_or_more } else { reference.clone() })
+        })
+        .collect();
+    let required: Vec<&str> = info.inputs.iter().filter(|p| !p.optional).map(|p| p.name).collect();
+    let kind = if required.is_empty() { json!(["object", "null"]) } else { json!("object") };
+    json!({ "type": kind, "description": "Inputs.", "additionalProperties": false, "required": required, "properties": ports })
+}
+
+fn with_doc(mut schema: Value, doc: &str) -> Value {
+    if let Value::Object(map) = &mut schema {
+        map.insert("description".into(), doc.into());
+    }
+    schema
+}
+
+fn field_schema(field: &Field) -> Value {
+    let mut schema = with_doc(value_schema(&field.kind, field.range), &one_line(field.doc));
+    if let Value::Object(map) = &mut schema {
+        map.insert("default".into(), field.default.clone());
+    }
+    schema
+}
+
+/// A parameter's documentation without its line breaks.
+pub(crate) fn one_line(doc: &str) -> String {
+    doc.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn value_schema(kind: &ValueKind, range: Option<(f64, f64)>) -> Value {
+    let plain = match kind {
+        ValueKind::Int | ValueKind::Float => {
+            let mut schema = json!({ "type": if *kind == ValueKind::Int { "integer" } else { "number" } });
+            if let (Value::Object(map), Some((lo, hi))) = (&mut schema, range) {
+                map.insert("minimum".into(), bound(lo));
+                map.insert("maximum".into(), bound(hi));
+            }
+            schema
+        }
+        ValueKind::Bool => json!({ "type": "boolean" }),
+        // A text may hold `${…}` anywhere.
+        ValueKind::Text => return json!({ "type": "string" }),
+        ValueKind::Choice(words) => json!({ "enum": words }),
+        ValueKind::List(element) => return json!({ "type": "array", "items": value_schema(element, range) }),
+    };
+    json!({ "anyOf": [plain, placeholder()] })
+}

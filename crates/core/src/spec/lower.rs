@@ -1,0 +1,343 @@
+//! The outer level of a file: format version, name, parameters, models, data, and the list of stages.
+
+use super::{
+    DEFAULT_SEED, FORMAT_VERSION, Pipeline, Source, bounds,
+    diagnostics::{Collector, Span, list, shown},
+    graph,
+    node::{Content, Entry, Node},
+    recover::Recovered,
+    stage::{self, Draft, Surroundings},
+    values::{Expected, Param, Reader, get, is_name, name_help, resolve},
+};
+use crate::params::ValueKind;
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    rc::Rc,
+};
+
+/// Keys of a file.
+const KEYS: &[&str] = &["rallrec", "name", "seed", "params", "models", "data", "stages"];
+const START: Span = Span { line: 1, column: 1, width: 1 };
+
+/// Declared models or data sets.
+#[derive(Debug, Default)]
+pub(super) struct Declared {
+    pub(super) sources: Vec<(Source, Span)>,
+    /// Names whose declaration is wrong, so that using them is not a second error.
+    pub(super) broken: HashSet<String>,
+    /// Whether the whole section is unreadable.
+    pub(super) unknown: bool,
+}
+
+impl Declared {
+    /// Whether the name may be used.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.unknown || self.broken.contains(name) || self.sources.iter().any(|(s, _)| s.name == name)
+    }
+
+    /// The names, for suggestions.
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.sources.iter().map(|(s, _)| s.name.as_str()).collect()
+    }
+}
+
+/// Checks the whole file. The pipeline is there when it could be built; it counts only without errors.
+pub(super) fn lower(file: Recovered, overrides: &[(String, String)], out: Collector) -> (Option<Pipeline>, Collector) {
+    let mut reader = Reader { out, params: BTreeMap::new(), params_known: true, used: BTreeSet::new() };
+    let pipeline =
+        root(&mut reader, &file).and_then(|entries| pipeline(&mut reader, entries, &file.lost_names, overrides));
+    (pipeline, reader.out)
+}
+
+fn root<'n>(reader: &mut Reader, file: &'n Recovered) -> Option<&'n [Entry]> {
+    let example = "begin with `rallrec: 1`, `name: my-pipeline` and `stages:`; docs/pipeline.md shows a whole file";
+    match file.root.as_deref() {
+        Some(Node { content: Content::Map(entries), .. }) => Some(entries),
+        Some(node) if !matches!(&node.content, Content::Scalar { text, .. } if text.is_empty()) => {
+            let message = format!("a pipeline file must be a mapping, not {}", node.describe());
+            reader.out.error(node.span, message, Some(example.to_owned()));
+            None
+        }
+        _ => {
+            reader.out.error(START, "the file is empty", Some(example.to_owned()));
+            None
+        }
+    }
+}
+
+fn pipeline(
+    reader: &mut Reader,
+    entries: &[Entry],
+    lost_names: &HashSet<String>,
+    overrides: &[(String, String)],
+) -> Option<Pipeline> {
+    unknown_keys(reader, entries);
+    version(reader, entries);
+    params(reader, entries, overrides);
+    let name = name(reader, entries);
+    let seed = get(entries, "seed").and_then(|node| reader.whole(node, "seed", bounds::SEED)).unwrap_or(DEFAULT_SEED);
+    let mut models = declared(reader, entries, "models", "smollm2-135m-instruct");
+    let mut data = declared(reader, entries, "data", "movielens-100k");
+    models.broken.extend(lost_names.iter().cloned());
+    data.broken.extend(lost_names.iter().cloned());
+    let around = Surroundings { seed, models: &models, data: &data };
+    let Drafts { drafts, broken, used } = stages(reader, entries, &around)?;
+    let stages = graph::connect(reader, drafts, &broken, lost_names);
+    warn_unused(reader, &models, "model", |name| used.contains(&("model", name.to_owned())));
+    warn_unused(reader, &data, "data set", |name| used.contains(&("data", name.to_owned())));
+    let unused: Vec<(String, Span)> =
+        reader.params.iter().filter(|(n, _)| !reader.used.contains(*n)).map(|(n, p)| (n.clone(), p.span)).collect();
+    for (name, span) in unused {
+        let message = format!("the parameter `{name}` is never used");
+        reader.out.warning(span, message, Some(format!("write `${{{name}}}` where its value belongs, or remove it")));
+    }
+    let sources = |declared: Declared| declared.sources.into_iter().map(|(source, _)| source).collect();
+    Some(Pipeline {
+        name: name?,
+        models: sources(models),
+        data: sources(data),
+        stages: stages?,
+        warnings: super::Diagnostics::default(),
+    })
+}
+
+fn unknown_keys(reader: &mut Reader, entries: &[Entry]) {
+    let is_stage = |node: &Node| matches!(&node.content, Content::Map(fields) if get(fields, "kind").is_some());
+    let mut known = KEYS.to_vec();
+    known.extend(entries.iter().map(|e| &*e.key).filter(|key| key.starts_with("x-")));
+    for entry in entries.iter().filter(|e| !KEYS.contains(&&*e.key) && is_stage(&e.value)) {
+        if !entry.key.starts_with("x-") {
+            let message = format!("the stage `{}` stands outside `stages`", shown(&entry.key));
+            reader.out.error(entry.key_span, message, Some("indent it below `stages:`".to_owned()));
+        }
+        known.push(&entry.key);
+    }
+    reader.unknown_keys(entries, &known, "the file");
+}
+
+fn warn_unused(reader: &mut Reader, declared: &Declared, what: &str, used: impl Fn(&str) -> bool) {
+    for (source, span) in declared.sources.iter().filter(|(s, _)| !used(&s.name)) {
+        let message = format!("the {what} `{}` is declared but no stage uses it", source.name);
+        reader.out.warning(*span, message, Some("remove it, or use it in a stage".to_owned()));
+    }
+}
+
+/// Whether a missing key is there under a wrong name, which is reported already.
+fn misspelt(reader: &Reader, entries: &[Entry], key: &str) -> bool {
+    reader.out.misspelt(key, entries.iter().map(|e| &*e.key), KEYS)
+}
+
+fn version(reader: &mut Reader, entries: &[Entry]) {
+    let Some(node) = get(entries, "rallrec") else {
+        if misspelt(reader, entries, "rallrec") {
+            return;
+        }
+        let help = Some(format!("begin the file with `rallrec: {FORMAT_VERSION}`, the version of its format"));
+        reader.out.error(START, "the key `rallrec` is missing", help);
+        return;
+    };
+    let expected = Expected { name: "rallrec", kind: &ValueKind::Int, range: None, empty: false };
+    let found = reader.typed(node, &expected).and_then(|v| v.as_i64());
+    if let Some(found) = found.filter(|v| *v != FORMAT_VERSION as i64) {
+        reader.out.error(
+            node.span,
+            format!("the file has format version {found}; this program reads version {FORMAT_VERSION}"),
+            Some(format!("write `rallrec: {FORMAT_VERSION}`, or use the rallrec that the file was written for")),
+        );
+    }
+}
+
+fn name(reader: &mut Reader, entries: &[Entry]) -> Option<String> {
+    let Some(node) = get(entries, "name") else {
+        if misspelt(reader, entries, "name") {
+            return None;
+        }
+        let help = Some("name the pipeline, for example `name: quickstart`".to_owned());
+        reader.out.error(START, "the key `name` is missing", help);
+        return None;
+    };
+    let name = reader.text(node, "name")?;
+    if !is_name(&name) {
+        let message = format!("\"{}\" can't name a pipeline", shown(&name));
+        reader.out.error(node.span, message, Some(name_help(&name)));
+        return None;
+    }
+    Some(name)
+}
+
+/// Reads `params:` and applies the `--set`.
+fn params(reader: &mut Reader, entries: &[Entry], overrides: &[(String, String)]) {
+    if let Some(node) = get(entries, "params") {
+        let declared = reader.map(node, "params", "params: {alpha: 0.1}");
+        reader.params_known = declared.is_some();
+        for entry in declared.unwrap_or_default() {
+            param(reader, entry);
+        }
+    }
+    for (name, text) in overrides {
+        let value = resolve(text);
+        if let Some(param) = reader.params.get_mut(name) {
+            (param.value, param.overridden) = (unquoted(text).unwrap_or(value), true);
+        } else if reader.params_known {
+            let help = reader
+                .out
+                .did_you_mean(name, reader.params.keys().map(String::as_str), "declared parameters")
+                .or_else(|| Some("the file declares none: add it under `params:`".to_owned()));
+            reader.out.override_error(format!("`{}` is not declared under `params`", shown(name)), help);
+        }
+    }
+}
+
+/// The text of a scalar in quotes, as YAML has it.
+fn unquoted(text: &str) -> Option<Value> {
+    let mut quiet = Collector::default();
+    let node = text.starts_with(['"', '\'']).then(|| super::node::parse(text, &mut quiet).ok()).flatten().flatten()?;
+    match &node.content {
+        Content::Scalar { text, .. } => Some(Value::from(text.as_str())),
+        _ => None,
+    }
+}
+
+fn param(reader: &mut Reader, entry: &Entry) {
+    if !is_name(&entry.key) {
+        let message = format!("\"{}\" can't name a parameter", shown(&entry.key));
+        reader.out.error(entry.key_span, message, Some(name_help(&entry.key)));
+        return;
+    }
+    let value = match &entry.value.content {
+        Content::Scalar { text, .. } if text.contains("${") => {
+            let help = Some("write the value itself, or use both parameters where they are needed".to_owned());
+            reader.out.error(entry.value.span, "a parameter's value can't use parameters", help);
+            Value::Null
+        }
+        Content::Scalar { text, plain: true } => resolve(text),
+        Content::Scalar { text, plain: false } => Value::from(text.as_str()),
+        Content::Broken => Value::Null,
+        _ => {
+            let message = format!(
+                "the parameter `{}` must be a number, a text, true or false, not {}",
+                entry.key,
+                entry.value.describe()
+            );
+            reader.out.error(entry.value.span, message, Some("use one parameter for each value".to_owned()));
+            Value::Null
+        }
+    };
+    let param = Param { value, span: entry.key_span, overridden: false };
+    reader.params.insert(entry.key.to_string(), param);
+}
+
+fn declared(reader: &mut Reader, entries: &[Entry], section: &str, example: &str) -> Declared {
+    let mut declared = Declared::default();
+    let Some(node) = get(entries, section) else { return declared };
+    let Some(sources) = reader.map(node, section, &format!("{section}: {{NAME: {{source: {example}}}}}")) else {
+        declared.unknown = true;
+        return declared;
+    };
+    for entry in sources {
+        match source(reader, entry, section, example) {
+            Some(source) => declared.sources.push((Source { name: entry.key.to_string(), source }, entry.key_span)),
+            None => _ = declared.broken.insert(entry.key.to_string()),
+        }
+    }
+    declared
+}
+
+fn source(reader: &mut Reader, entry: &Entry, section: &str, example: &str) -> Option<String> {
+    if !is_name(&entry.key) {
+        let message = format!("\"{}\" can't be a name under `{section}`", shown(&entry.key));
+        reader.out.error(entry.key_span, message, Some(name_help(&entry.key)));
+    }
+    let fields = reader.map(&entry.value, &entry.key, &format!("{}: {{source: {example}}}", entry.key))?;
+    reader.unknown_keys(fields, &["source"], &format!("`{section}.{}`", entry.key));
+    let Some(node) = get(fields, "source") else {
+        if !matches!(entry.value.content, Content::Broken) {
+            let help = Some(format!("write `source: {example}`, or `source: file:PATH`"));
+            reader.out.error(entry.key_span, format!("`{section}.{}` has no `source`", entry.key), help);
+        }
+        return None;
+    };
+    let source = reader.text(node, "source")?;
+    let path = source.strip_prefix("file:");
+    let catalogue = !source.is_empty()
+        && source.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'.'));
+    if path.is_some_and(|p| p.is_empty()) || (path.is_none() && !catalogue) {
+        let help = if source.contains(['/', '\\']) {
+            format!("for a file or folder of your own, write `source: file:{}`", shown(&source))
+        } else {
+            format!("write a catalogue name such as `{example}`, or `file:PATH`")
+        };
+        reader.out.error(node.span, format!("\"{}\" is no source", shown(&source)), Some(help));
+        return None;
+    }
+    Some(source)
+}
+
+/// Sources that stages use, by key and name.
+pub(super) type Used = HashSet<(&'static str, String)>;
+
+/// The stages as far as they could be read.
+struct Drafts {
+    drafts: Vec<Draft>,
+    /// Names of those that could not.
+    broken: HashSet<String>,
+    used: Used,
+}
+
+fn stages(reader: &mut Reader, entries: &[Entry], around: &Surroundings<'_>) -> Option<Drafts> {
+    let example = "stages: {dataset: {kind: dataset, data: ratings}}";
+    let Some(node) = get(entries, "stages") else {
+        if misspelt(reader, entries, "stages") {
+            return None;
+        }
+        reader.out.error(START, "the key `stages` is missing", Some(format!("for example `{example}`")));
+        return None;
+    };
+    if let Content::List(_) = &node.content {
+        let help = Some("drop the `- ` and write each stage's name as a key: `dataset: {kind: dataset, …}`".to_owned());
+        reader.out.error(node.span, "`stages` must be a mapping from names to stages, not a list", help);
+        return None;
+    }
+    let entries = reader.map(node, "stages", example)?;
+    if entries.is_empty() {
+        let help = Some(format!("a pipeline needs at least one: `{example}`"));
+        reader.out.error(node.span, "`stages` is empty", help);
+        return None;
+    }
+    let mut drafts = Vec::with_capacity(entries.len());
+    let mut broken = HashSet::new();
+    let mut used = Used::new();
+    for entry in entries {
+        match stage::read(reader, entry, around, &mut used) {
+            Some(draft) => drafts.push(draft),
+            None => _ = broken.insert(entry.key.to_string()),
+        }
+    }
+    Some(Drafts { drafts, broken, used })
+}
+
+/// The value of a key that names a declared source, for a kind that needs one; `None` after reporting.
+pub(super) fn used_source(
+    reader: &mut Reader,
+    node: &Rc<Node>,
+    declared: &Declared,
+    key: &'static str,
+    section: &str,
+    used: &mut Used,
+) -> Option<String> {
+    let name = reader.text(node, key)?;
+    if !declared.has(&name) {
+        let names = declared.names();
+        let help = match reader.out.closest(&name, names.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None if names.is_empty() => {
+                format!("declare it at the top: `{section}: {{{}: {{source: …}}}}`", shown(&name))
+            }
+            None => format!("declared under `{section}`: {}", list(&names)),
+        };
+        reader.out.error(node.span, format!("`{}` is not declared under `{section}`", shown(&name)), Some(help));
+    }
+    used.insert((key, name.clone()));
+    Some(name)
+}

@@ -1,0 +1,146 @@
+//! What a worker is told, and what it tells back. `proto` puts these on the wire.
+
+use crate::{
+    ids::{Attempt, RowRange, RunId, StageName, TaskId, WorkerId},
+    key::Key,
+    kind::{Mode, StageKind},
+    plan::PinnedSource,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One shard of an input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputShard {
+    /// Key of its artifact.
+    pub key: Key,
+    /// Rows that it holds of its stage's table; `None` when the stage is one task.
+    pub rows: Option<RowRange>,
+}
+
+/// One input of a task: the shards that hold the rows it reads, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskInput {
+    /// Name of the input.
+    pub port: String,
+    /// Name of the stage that made it.
+    pub stage: StageName,
+    /// Name of its table.
+    pub table: String,
+    /// How it is read.
+    pub mode: Mode,
+    /// Its shards.
+    pub shards: Vec<InputShard>,
+}
+
+/// One attempt at a task, as sent to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskOffer {
+    /// Its run.
+    pub run: RunId,
+    /// Its place in the run's plan.
+    pub task: TaskId,
+    /// Number of the attempt.
+    pub attempt: Attempt,
+    /// Where its output goes.
+    pub key: Key,
+    /// Name of its stage.
+    pub stage: StageName,
+    /// Kind of its stage.
+    pub kind: StageKind,
+    /// The stage's parameters, complete.
+    pub params: serde_json::Value,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// The model to compute with.
+    pub model: Option<PinnedSource>,
+    /// The raw data to read.
+    pub data: Option<PinnedSource>,
+    /// Rows that may fail before the task does.
+    pub max_bad_rows: u64,
+    /// The rows to make; `None` for stages that are one task.
+    pub rows: Option<RowRange>,
+    /// What to read.
+    pub inputs: Vec<TaskInput>,
+    /// Why each field of the key is as it is; kept in the manifest as lineage.
+    pub fields: crate::key::KeyFields,
+}
+
+/// Why an attempt failed, as far as it decides what to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureClass {
+    /// May pass next time: try again after a wait.
+    Transient,
+    /// Not enough memory or disk: try again with less, or on a larger machine.
+    Resource,
+    /// Will fail every time: bad input, or a bug. Do not try again.
+    Permanent,
+    /// The worker went away; does not count against the task.
+    Lost,
+}
+
+/// What an artifact holds, in short.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ArtifactSummary {
+    /// Rows of each table.
+    pub rows: BTreeMap<String, u64>,
+    /// Bytes at rest.
+    pub bytes: u64,
+    /// Seconds that it took to compute.
+    pub seconds: f64,
+    /// Rows that failed and were let pass.
+    pub bad_rows: u64,
+}
+
+/// How far an attempt is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Rows (or epochs, for training) done.
+    pub done: u64,
+    /// Rows (or epochs) in all.
+    pub total: u64,
+    /// Tokens read and written so far.
+    pub tokens: u64,
+    /// Latest training loss.
+    pub loss: Option<f64>,
+}
+
+/// What a worker says about an attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It has begun.
+    Started,
+    /// It goes on.
+    Progress(Progress),
+    /// Its artifact is in the store, put there by this attempt or by an earlier one.
+    Committed {
+        /// What the artifact holds.
+        summary: ArtifactSummary,
+        /// Whether this attempt's output became the artifact.
+        first: bool,
+    },
+    /// It failed.
+    Failed {
+        /// What to do about it.
+        class: FailureClass,
+        /// What happened, with the row if one is at fault, and what to do.
+        message: String,
+    },
+}
+
+/// A worker's word on one attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// The run.
+    pub run: RunId,
+    /// The task.
+    pub task: TaskId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// Who speaks.
+    pub worker: WorkerId,
+    /// What it says.
+    pub outcome: Outcome,
+}

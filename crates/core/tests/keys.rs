@@ -1,0 +1,254 @@
+//! Keys change with everything that can change an output, and with nothing else; changes are explained by their cause.
+//!
+//! Driven by the tables: a new kind or parameter is covered the moment it exists.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use proptest::prelude::*;
+use rallrec_core::{
+    ids::StageName,
+    kind::{Mode, StageKind},
+    params::{Effect, Field, StageParams, ValueKind},
+    plan::{Pins, Plan, PlannedStage, why_changed},
+    spec::{Pipeline, compile},
+};
+use serde_json::{Value, json};
+
+/// Every kind at least once, so that a change of any stage has something behind it to change.
+const WHOLE: &str = include_str!("all_kinds.yaml");
+
+fn whole() -> Pipeline {
+    compile("all_kinds.yaml", WHOLE, &[]).unwrap()
+}
+
+fn pins() -> Pins {
+    Pins {
+        models: [("llm".to_owned(), "m0".to_owned())].into(),
+        data: [("ratings".to_owned(), "d0".to_owned())].into(),
+    }
+}
+
+fn plan(pipeline: &Pipeline) -> Plan {
+    Plan::new(pipeline, &pins()).unwrap()
+}
+
+fn stage<'a>(plan: &'a Plan, name: &str) -> &'a PlannedStage {
+    plan.stages.iter().find(|s| s.name.0 == name).unwrap()
+}
+
+/// Another valid value of a parameter.
+fn other(field: &Field, current: &Value, pick: u64) -> Value {
+    let (lo, hi) = field.range.unwrap_or((0.0, 1e9));
+    match &field.kind {
+        ValueKind::Int => {
+            let span = (hi - lo) as u64;
+            let value = lo as u64 + pick % span;
+            json!(if current.as_u64() == Some(value) { value + 1 } else { value })
+        }
+        ValueKind::Float => {
+            let value = lo + (hi - lo) * ((pick % 9973) as f64 / 9973.0);
+            json!(if current.as_f64() == Some(value) { hi } else { value })
+        }
+        ValueKind::Bool => json!(current != &json!(true)),
+        ValueKind::Text => json!(format!("{}{pick}", current.as_str().unwrap())),
+        ValueKind::Choice(words) => {
+            let others: Vec<&&str> = words.iter().filter(|w| *current != json!(w)).collect();
+            json!(others.get(pick as usize % others.len().max(1)).copied().unwrap_or(&words[0]))
+        }
+        ValueKind::List(_) => {
+            let mut list = current.as_array().unwrap().clone();
+            list.push(json!(lo as u64 + pick % 100));
+            json!(list)
+        }
+    }
+}
+
+/// Positions of the stages that read from `from`, directly or through others, and `from` itself.
+fn downstream(plan: &Plan, from: usize) -> Vec<bool> {
+    let mut reached = vec![false; plan.stages.len()];
+    reached[from] = true;
+    for i in from + 1..plan.stages.len() {
+        reached[i] = plan.stages[i].needs.iter().any(|n| reached[n.stage as usize]);
+    }
+    reached
+}
+
+fn with_param(pipeline: &Pipeline, position: usize, name: &str, value: Value) -> Pipeline {
+    let mut changed = pipeline.clone();
+    let stage = &mut changed.stages[position];
+    let mut params = stage.params.to_json();
+    params[name] = value;
+    stage.params = StageParams::from_json(stage.kind(), params).unwrap();
+    changed
+}
+
+proptest! {
+    // Each case tries every parameter of every kind.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn every_keyed_parameter_is_in_the_keys_and_no_free_one(pick in any::<u64>()) {
+        let pipeline = whole();
+        let old = plan(&pipeline);
+        for (position, stage) in pipeline.stages.iter().enumerate() {
+            for field in StageParams::fields(stage.kind()) {
+                let current = stage.params.to_json()[field.name].clone();
+                let value = other(&field, &current, pick);
+                // A set of one word has no other.
+                if value == current {
+                    continue;
+                }
+                let new = plan(&with_param(&pipeline, position, field.name, value));
+                let at = old.stages.iter().position(|s| s.name == stage.name).unwrap();
+                let reached = downstream(&old, at);
+                for (i, (a, b)) in old.stages.iter().zip(&new.stages).enumerate() {
+                    let (rows, whole) = (a.row_key != b.row_key, a.stage_key != b.stage_key);
+                    let what = format!("{}.{} seen by {}", stage.name, field.name, a.name);
+                    match field.effect {
+                        Effect::Keyed => prop_assert_eq!((rows, whole), (reached[i], reached[i]), "{}", what),
+                        Effect::Free => prop_assert_eq!((rows, whole), (false, false), "{}", what),
+                        Effect::Scope => {
+                            prop_assert_eq!(whole, reached[i], "{}", what);
+                            // Rows change only where somebody read a whole table.
+                            let reads_whole = a.needs.iter().any(|n| n.mode == Mode::Whole && reached[n.stage as usize]);
+                            if !reads_whole && a.drive().is_some() && i == at {
+                                prop_assert!(!rows, "{}", what);
+                            }
+                        }
+                    }
+                }
+                let causes = why_changed(&old, &new, &StageName("report".into()));
+                if field.effect == Effect::Free {
+                    prop_assert!(causes.is_empty());
+                } else {
+                    prop_assert_eq!(causes.len(), 1, "{:?}", &causes);
+                    prop_assert_eq!(&causes[0].stage, &stage.name);
+                    prop_assert_eq!(&causes[0].field, &format!("with.{}", field.name));
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn settings_that_do_not_touch_the_output_are_in_no_key(
+        position in 0usize..13, rows in 1u64..10_000, memory_mb in 1u64..100_000, attempts in 1u32..100, bad in 0u64..100,
+    ) {
+        let pipeline = whole();
+        let mut changed = pipeline.clone();
+        let stage = &mut changed.stages[position];
+        stage.shard_rows = stage.shard_rows.map(|_| rows);
+        stage.resources.memory_mb = memory_mb;
+        stage.resources.pool = "gpu".into();
+        stage.retry.max_attempts = attempts;
+        stage.retry.backoff_ms = memory_mb;
+        stage.max_bad_rows = bad;
+        for (a, b) in plan(&pipeline).stages.iter().zip(&plan(&changed).stages) {
+            prop_assert_eq!((&a.row_key, &a.stage_key), (&b.row_key, &b.stage_key));
+        }
+    }
+
+    #[test]
+    fn a_seed_is_in_the_keys_of_the_kinds_that_draw(position in 0usize..13, seed in 43u64..) {
+        let pipeline = whole();
+        let mut changed = pipeline.clone();
+        changed.stages[position].seed = seed;
+        let (old, new) = (plan(&pipeline), plan(&changed));
+        let name = &pipeline.stages[position].name;
+        let at = old.stages.iter().position(|s| s.name == *name).unwrap();
+        let draws = pipeline.stages[position].kind().info().random;
+        prop_assert_eq!(old.stages[at].row_key != new.stages[at].row_key, draws);
+    }
+}
+
+#[test]
+fn digests_are_in_the_keys_and_names_are_not() {
+    let old = plan(&whole());
+    let mut pins = pins();
+    pins.models.insert("llm".into(), "m1".into());
+    let new = Plan::new(&whole(), &pins).unwrap();
+    let changed: Vec<&str> = old
+        .stages
+        .iter()
+        .zip(&new.stages)
+        .filter(|(a, b)| a.row_key != b.row_key)
+        .map(|(a, _)| a.name.0.as_str())
+        .collect();
+    assert!(changed.starts_with(&["describe", "embed"]) && !changed.contains(&"lightgcn") && !changed.contains(&"ctr"));
+    let why: Vec<String> =
+        why_changed(&old, &new, &StageName("merge".into())).iter().map(ToString::to_string).collect();
+    assert!(
+        why.contains(&"needs.predictions.0, needs.traces changed because score: model.digest: m0 -> m1".to_owned()),
+        "{why:?}"
+    );
+
+    // A renamed stage is the same work, unless its name is printed.
+    let renamed = plan(
+        &compile("renamed", &WHOLE.replace("embed:", "vectors:").replace("text: embed", "text: vectors"), &[]).unwrap(),
+    );
+    assert_eq!(stage(&old, "embed").row_key, stage(&renamed, "vectors").row_key);
+    assert_eq!(stage(&old, "report").stage_key, stage(&renamed, "report").stage_key);
+    let renamed = plan(
+        &compile("renamed", &WHOLE.replace("  ctr:", "  deepfm:").replace("merge, ctr]", "merge, deepfm]"), &[])
+            .unwrap(),
+    );
+    assert_eq!(stage(&old, "ctr").row_key, stage(&renamed, "deepfm").row_key);
+    assert_ne!(stage(&old, "evaluate").row_key, stage(&renamed, "evaluate").row_key);
+    let why = why_changed(&old, &renamed, &StageName("evaluate".into()));
+    assert_eq!(
+        why.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["needs.predictions.2 of evaluate: ctr -> deepfm"]
+    );
+}
+
+#[test]
+fn a_larger_limit_keeps_the_shards_of_row_wise_stages() {
+    let set = |limit: &str| plan(&compile("p", WHOLE, &[("eval_limit".into(), limit.into())]).unwrap());
+    let (old, new) = (set("40"), set("60"));
+    for name in ["retrieve", "score", "reason"] {
+        assert_eq!(stage(&old, name).row_key, stage(&new, name).row_key, "{name}");
+        assert_ne!(stage(&old, name).stage_key, stage(&new, name).stage_key, "{name}");
+    }
+    assert_ne!(stage(&old, "merge").row_key, stage(&new, "merge").row_key);
+    let why: Vec<String> =
+        why_changed(&old, &new, &StageName("merge".into())).iter().map(ToString::to_string).collect();
+    assert_eq!(why, ["needs.predictions.0, needs.traces changed because retrieve: with.limit: 40 -> 60"]);
+    let why: Vec<String> =
+        why_changed(&old, &new, &StageName("retrieve".into())).iter().map(ToString::to_string).collect();
+    assert_eq!(why, ["with.limit of retrieve: 40 -> 60"]);
+}
+
+#[test]
+fn the_readable_fields_of_each_kind_are_as_approved() {
+    let plan = plan(&whole());
+    let mut shown = String::new();
+    for stage in &plan.stages {
+        shown += &format!("{} ({})\n", stage.name, stage.kind);
+        for (name, value) in &stage.fields.0 {
+            // Upstream hashes change with every default; their names do not.
+            let value = match value.split_once('#') {
+                Some((key, table)) if name.starts_with("needs.") => {
+                    let label = key.split_once('=').map_or(String::new(), |(label, _)| format!("{label}="));
+                    format!("{label}KEY#{table}")
+                }
+                _ => value.clone(),
+            };
+            shown += &format!("  {name} = {value}\n");
+        }
+    }
+    insta::assert_snapshot!("key_fields", shown);
+    assert_eq!(
+        plan.stages.iter().map(|s| s.kind).collect::<std::collections::HashSet<_>>().len(),
+        StageKind::ALL.len()
+    );
+}
+
+#[test]
+fn unpinned_sources_are_named() {
+    let error = Plan::new(&whole(), &Pins::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "stage `dataset` uses the data set `ratings`, whose digest is not known: pull it first"
+    );
+}

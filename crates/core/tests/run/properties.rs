@@ -1,0 +1,136 @@
+//! Properties of a run that hold in every world; proptest prints and keeps the seed of one where they do not.
+
+use crate::{plans, world::World};
+use proptest::prelude::*;
+use rallrec_core::{
+    run::{Effect, Event, Input, Phase, RunOutcome, RunState, owed},
+    task::FailureClass,
+};
+
+const CLASSES: [FailureClass; 4] =
+    [FailureClass::Transient, FailureClass::Resource, FailureClass::Permanent, FailureClass::Lost];
+
+/// One drawn action: `what` happens, to the `which`-th thing that it can happen to, `how`.
+fn act(world: &mut World, what: u8, which: usize, how: usize) {
+    match what {
+        0..=3 => {
+            let effects: Vec<Effect> = owed(&world.state).take(12).collect();
+            if !effects.is_empty() {
+                world.perform(effects[which % effects.len()]);
+            }
+        }
+        4 | 5 => {
+            let pools = world.state.pools();
+            let pool = pools[which % pools.len()].clone();
+            world.tell(Input::Capacity { pool, free: (how % 4) as u32 });
+        }
+        6 | 7 if !world.offers.is_empty() => {
+            let offer = world.offers.remove(which % world.offers.len());
+            if how.is_multiple_of(8) {
+                world.offers.push(offer.clone());
+            }
+            world.claim(offer);
+        }
+        8 | 9 if !world.claimed.is_empty() => {
+            let (offer, worker) = world.claimed.remove(which % world.claimed.len());
+            let report = world.commit(&offer, &worker);
+            match how % 8 {
+                0 => {}
+                1 => world.inbox.extend([report.clone(), report]),
+                _ => world.inbox.push(report),
+            }
+        }
+        10 if !world.claimed.is_empty() => {
+            let (offer, worker) = world.claimed.remove(which % world.claimed.len());
+            world.fail(&offer, &worker, CLASSES[how % 4]);
+        }
+        11..=15 if !world.inbox.is_empty() => {
+            let input = world.inbox.remove(which % world.inbox.len());
+            if how.is_multiple_of(8) {
+                world.inbox.push(input.clone());
+            }
+            world.tell(input);
+        }
+        16 if !world.claimed.is_empty() => {
+            let at = which % world.claimed.len();
+            let worker = world.claimed[at].1.clone();
+            // Every other time it was only slow, and goes on.
+            if how.is_multiple_of(2) {
+                world.claimed.remove(at);
+            }
+            world.tell(Input::WorkerLost { worker });
+        }
+        17 => {
+            if how.is_multiple_of(2) {
+                world.offers.clear();
+                world.claimed.clear();
+            }
+            world.inbox.truncate(which % 8);
+            world.crash();
+        }
+        18 => world.cut_after = Some(how % 3),
+        19 if how.is_multiple_of(4) => world.tell(Input::Cancel),
+        20 => world.now += (which * 100) as u64,
+        _ => {}
+    }
+    if matches!(world.state.phase(), Phase::Finished(RunOutcome::Failed | RunOutcome::Cancelled)) {
+        world.tell(Input::Resume);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_world_ends_and_keeps_the_promises(
+        case in plans::case(),
+        actions in proptest::collection::vec((0..21u8, any::<prop::sample::Index>(), 0..64usize), 0..250),
+    ) {
+        let mut world = World::new(case);
+        for (what, which, how) in actions {
+            act(&mut world, what, which.index(1 << 16), how);
+            world.check_against_scan();
+        }
+        world.settle();
+        world.check_end();
+        prop_assert_eq!(RunState::replay(&world.journal).unwrap(), world.state);
+    }
+
+    /// Every prefix of a journal, also one that ends within a decision, is a state that goes on to the end.
+    #[test]
+    fn a_crash_after_any_event_is_survived(case in plans::case(), at in any::<prop::sample::Index>()) {
+        let mut world = World::new(case);
+        world.settle();
+        let store = world.store;
+        let kept = 1 + at.index(world.journal.len());
+        let journal = world.journal[..kept].to_vec();
+        let mut again = World::new(world.case);
+        again.state = RunState::replay(&journal).unwrap();
+        again.journal = journal;
+        again.store = store;
+        let over = again.state.phase() == Phase::Finished(RunOutcome::Done);
+        if !over {
+            again.crash();
+        }
+        let before = again.journal.len();
+        again.settle();
+        again.check_end();
+        // Everything is in the store already, so nothing is computed again.
+        let none_dispatched = again.journal[before..].iter().all(|e| !matches!(e, Event::TaskDispatched { .. }));
+        prop_assert!(none_dispatched);
+    }
+
+    /// With everything in the store, a run ends without an attempt.
+    #[test]
+    fn a_cached_run_dispatches_nothing(case in plans::case()) {
+        let mut first = World::new(case.clone());
+        first.settle();
+        let mut second = World::new(case);
+        second.store = first.store;
+        second.settle();
+        second.check_end();
+        let none_dispatched = second.journal.iter().all(|e| !matches!(e, Event::TaskDispatched { .. }));
+        prop_assert!(none_dispatched);
+        prop_assert!(second.state.view().stages.iter().all(|s| s.reused == s.done));
+    }
+}
