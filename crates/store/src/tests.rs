@@ -1,0 +1,139 @@
+//! The commit protocol and the journal, on a real folder and in memory.
+
+use super::*;
+use arrow_array::{ArrayRef, Int32Array, RecordBatch};
+use rallrec_core::{
+    ids::{Attempt, RowRange, StageName, TaskId, TimeMs},
+    key::KeyFields,
+    kind::StageKind,
+    task::TaskOffer,
+};
+use std::sync::Arc;
+
+fn offer(attempt: u32) -> TaskOffer {
+    TaskOffer {
+        run: RunId("r1".into()),
+        task: TaskId { stage: 0, shard: 3 },
+        attempt: Attempt(attempt),
+        key: KeyFields::default().key(),
+        stage: StageName("embed".into()),
+        kind: StageKind::Embed,
+        params: serde_json::json!({}),
+        seed: 1,
+        model: None,
+        data: None,
+        max_bad_rows: 0,
+        rows: Some(RowRange { start: 0, end: 3 }),
+        inputs: vec![],
+        fields: KeyFields::default(),
+    }
+}
+
+fn writer(store: &Store, attempt: u32) -> ArtifactWriter {
+    ArtifactWriter::new(store.clone(), Producer { offer: offer(attempt), program: "test".into(), writer: "w".into() })
+}
+
+fn batch(values: &[i32]) -> RecordBatch {
+    let column = Arc::new(Int32Array::from(values.to_vec())) as ArrayRef;
+    let batch = RecordBatch::try_from_iter([("x", column)]).unwrap();
+    let metadata = std::collections::HashMap::from([("unit".to_owned(), "stars".to_owned())]);
+    let schema = batch.schema().as_ref().clone().with_metadata(metadata);
+    batch.with_schema(Arc::new(schema)).unwrap()
+}
+
+fn column(batches: &[RecordBatch]) -> Vec<i32> {
+    let values = |b: &RecordBatch| b.column(0).as_any().downcast_ref::<Int32Array>().unwrap().values().to_vec();
+    batches.iter().flat_map(values).collect()
+}
+
+async fn stores() -> (tempfile::TempDir, [Store; 2]) {
+    let folder = tempfile::tempdir().unwrap();
+    let local = Store::local(folder.path()).await.unwrap();
+    (folder, [local, Store::memory()])
+}
+
+#[tokio::test]
+async fn the_first_commit_wins_and_the_late_one_leaves_nothing() {
+    let (folder, stores) = stores().await;
+    for store in stores {
+        let (mut slow, mut fast) = (writer(&store, 1), writer(&store, 2));
+        slow.write("t", &batch(&[1, 2])).await.unwrap();
+        fast.write("t", &batch(&[7, 8, 9])).await.unwrap();
+        assert!(store.manifest(&offer(1).key).await.unwrap().is_none(), "nothing is visible before the commit");
+        assert!(fast.commit(1.5, TimeMs(5)).await.unwrap().first);
+        let late = slow.commit(9.0, TimeMs(6)).await.unwrap();
+        assert!(!late.first);
+        assert_eq!(late.manifest.attempt, Attempt(2));
+        let manifest = store.manifest(&offer(1).key).await.unwrap().unwrap();
+        let (_, batches) = store.read_table(&manifest.tables["t"], None).await.unwrap();
+        assert_eq!(column(&batches), [7, 8, 9]);
+        assert_eq!(manifest.summary().rows["t"], 3);
+    }
+    let files = walk(folder.path());
+    assert_eq!(files.len(), 2, "one part and one manifest: {files:?}");
+}
+
+#[tokio::test]
+async fn rows_are_read_by_range_and_empty_tables_keep_their_schema() {
+    let store = Store::memory();
+    let mut out = writer(&store, 1);
+    out.write("t", &batch(&[0, 1, 2])).await.unwrap();
+    out.write("t", &batch(&[3, 4])).await.unwrap();
+    out.write("none", &batch(&[])).await.unwrap();
+    let manifest = out.commit(0.0, TimeMs(0)).await.unwrap().manifest;
+    let read = |start, end| store.read_table(&manifest.tables["t"], Some(RowRange { start, end }));
+    assert_eq!(column(&read(1, 4).await.unwrap().1), [1, 2, 3]);
+    assert_eq!(column(&read(4, 9).await.unwrap().1), [4]);
+    assert_eq!(column(&read(2, 2).await.unwrap().1), [] as [i32; 0]);
+    let (schema, batches) = store.read_table(&manifest.tables["none"], None).await.unwrap();
+    assert_eq!(schema.metadata()["unit"], "stars", "the schema's metadata survives");
+    assert_eq!((schema.fields().len(), column(&batches).len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_damaged_part_is_named_and_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::local(folder.path()).await.unwrap();
+    let mut out = writer(&store, 1);
+    out.write("t", &batch(&[1, 2, 3])).await.unwrap();
+    let manifest = out.commit(0.0, TimeMs(0)).await.unwrap().manifest;
+    let path = folder.path().join(&manifest.tables["t"].parts[0].path);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let refused = store.read_table(&manifest.tables["t"], None).await.unwrap_err().to_string();
+    assert!(refused.contains("t-00000.parquet is damaged: its checksum"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_second_writer_fences_off_the_first() {
+    let (_folder, stores) = stores().await;
+    for store in stores {
+        let run = RunId("r".into());
+        let mut first = RunJournal::new(store.clone(), run.clone(), "a");
+        first.append(b"one").await.unwrap();
+        let mut second = RunJournal::new(store.clone(), run.clone(), "b");
+        assert_eq!(second.replay().await.unwrap(), [b"one".to_vec()]);
+        second.append(b"two").await.unwrap();
+        assert!(matches!(first.append(b"late").await, Err(StoreError::Conflict { .. })));
+        let mut reader = RunJournal::new(store.clone(), run.clone(), "c");
+        assert_eq!(reader.replay().await.unwrap(), [b"one".to_vec(), b"two".to_vec()]);
+        assert_eq!(store.runs().await.unwrap(), [run]);
+    }
+}
+
+#[tokio::test]
+async fn stores_that_overwrite_are_refused_and_the_others_left_clean() {
+    let store = Store::checked(Arc::new(InMemory::new()), "p1").await.unwrap();
+    assert!(store.get(&Path::from("probe/p1")).await.unwrap().is_none());
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.append(&mut walk(&path)) } else { found.push(path) }
+    }
+    found
+}
