@@ -1,0 +1,303 @@
+//! Drives one run to its end.
+//!
+//! ```text
+//!  workers ── reports ──►┐
+//!  store ──── probes ───►│        one Signal          decide, apply
+//!  clock ──── retries ──►├─ select ──────► Turn ──────────────────► core::run
+//!  caller ─── control ──►┘                  │ then, in this order:
+//!                                           │  1. journal one record (group commit of all that was waiting)
+//!                                           │  2. tell the observer
+//!                                           └─ 3. perform what is owed: probe the store, offer to workers
+//! ```
+//!
+//! Recovery is the same path: replay, then [`Input::Resume`], then a turn. Within a turn the state in memory runs
+//! ahead of the journal, but nothing leaves the driver before the record is in: if it cannot be written the driver
+//! ends, and the state with it.
+//!
+//! Bounds: offers out are at most twice the slots of a pool (no slot waits for a round trip, and what runs next is
+//! decided late); probes at once are [`Settings::probes`] (enough to hide an object store's latency, few enough for its
+//! request limits); a record holds the events of at most [`MAX_SIGNALS`] signals (so that a flood of reports cannot
+//! keep the journal waiting).
+
+use crate::{Artifacts, Clock, Journal, turn::Turn};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use rallrec_core::{
+    ids::{RunId, TaskId, TimeMs, WorkerId},
+    plan::Plan,
+    run::{
+        Event, IllegalTransition, Input, JournalRecord, Phase, PlanDefect, RecordError, ReplayError, RunOutcome,
+        RunState, RunView, TaskError,
+    },
+    task::{ArtifactSummary, TaskReport},
+};
+use rallrec_queue::{QueueError, TaskQueue};
+use rallrec_store::StoreError;
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::mpsc;
+
+/// Most signals whose events go into one journal record.
+pub(crate) const MAX_SIGNALS: usize = 256;
+
+/// How a run is driven. Changes its speed, never its results.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Worker slots of each pool; every pool that the plan names must be there. A pool is a lane of the queue.
+    pub slots: BTreeMap<String, u32>,
+    /// Probes of the store at once.
+    pub probes: usize,
+}
+
+impl Settings {
+    /// These slots, and 16 probes at once.
+    pub fn new(slots: BTreeMap<String, u32>) -> Self {
+        Self { slots, probes: 16 }
+    }
+}
+
+/// What the caller may say while a run goes on.
+#[derive(Clone, Debug)]
+pub enum Control {
+    /// Stop: let begun attempts end, then return [`RunEnd::Cancelled`].
+    Cancel,
+    /// This worker is gone, and whatever it reported was put into the queue before this is said. The name must not be
+    /// used again by another worker.
+    WorkerLost(WorkerId),
+}
+
+/// What the driver tells while a run goes on.
+#[derive(Clone, Copy, Debug)]
+pub enum Notice<'a> {
+    /// An event was journaled.
+    Event(&'a Event),
+    /// A worker told how far it is.
+    Progress(&'a TaskReport),
+    /// The run as it now is, after one or more events.
+    View(&'a RunView),
+}
+
+/// Hears notices, between turns: it should return at once.
+pub type Observer = Box<dyn FnMut(Notice<'_>) + Send>;
+
+/// How driving ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunEnd {
+    /// Every artifact is there.
+    Done,
+    /// At least one task failed for good.
+    Failed {
+        /// Every such task, in the plan's order.
+        errors: Vec<TaskError>,
+    },
+    /// It was asked to stop. It can be resumed.
+    Cancelled,
+    /// Another coordinator has taken the run over. Stop, and leave the run to it.
+    Fenced,
+}
+
+/// Why a run could not be driven to an end. Nothing that is committed is lost; resume the run once the cause is gone.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The store does not answer, or holds something damaged.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The queue does not answer, or was closed too early.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The journal holds something that is no record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The journal's events are not those of one run.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// The plan cannot be run.
+    #[error(transparent)]
+    Plan(#[from] PlanDefect),
+    /// An event was decided that cannot be applied.
+    #[error("{0}; this is a bug in rallrec, please report it")]
+    Bug(#[from] IllegalTransition),
+    /// The run is there already.
+    #[error("run {run} has begun already; resume it instead")]
+    Begun {
+        /// The run.
+        run: RunId,
+    },
+    /// There is nothing to resume.
+    #[error("the run has no journal, so there is nothing to resume; start it instead")]
+    NothingToResume,
+    /// No worker serves a pool.
+    #[error(
+        "no worker slots for pool `{pool}`; add a worker for it, or change `resources.pool` of the stages that name it"
+    )]
+    NoSlots {
+        /// The pool.
+        pool: String,
+    },
+}
+
+/// Everything that drives one run. The queue must not serve another run at the same time. The caller closes the
+/// queue once the driver has returned, which stops the workers.
+pub struct Driver<A, J> {
+    /// Knows which artifacts are there.
+    pub artifacts: A,
+    /// Keeps the run's events.
+    pub journal: J,
+    /// Leads to the workers.
+    pub queue: Arc<dyn TaskQueue>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Slots and bounds.
+    pub settings: Settings,
+    /// What the caller says; may be closed.
+    pub control: mpsc::Receiver<Control>,
+    /// Hears what happens.
+    pub observer: Observer,
+}
+
+/// The one internal event: whatever the driver waits for ends in one of these.
+pub(crate) enum Signal {
+    /// A worker said something; `None`: the queue is closed.
+    Report(Result<Option<Bytes>, QueueError>),
+    /// The store answered.
+    Probed { task: TaskId, after: u32, found: Result<Option<ArtifactSummary>, StoreError> },
+    /// The queue took an offer, or withdrew what it had.
+    Sent(Result<(), QueueError>),
+    /// A task's wait for its next attempt is over.
+    Wake,
+    /// The caller said something; `None`: it never will again.
+    Control(Option<Control>),
+}
+
+impl<A: Artifacts, J: Journal> Driver<A, J> {
+    /// Begins a run and drives it to its end.
+    ///
+    /// # Errors
+    /// When the run has begun already, a pool has no slots, or the store or the queue cannot be reached.
+    pub async fn start(mut self, run: RunId, plan: Arc<Plan>) -> Result<RunEnd, DriverError> {
+        if !self.journal.replay().await?.is_empty() {
+            return Err(DriverError::Begun { run });
+        }
+        let state = RunState::new(run, plan)?;
+        self.drive(state, Input::Start).await
+    }
+
+    /// Goes on with the run that the journal tells of. Attempts that were under way count as lost. A run that is done
+    /// stays done.
+    ///
+    /// # Errors
+    /// When there is no such run, its journal is damaged, or the store or the queue cannot be reached.
+    pub async fn resume(mut self) -> Result<RunEnd, DriverError> {
+        let mut events = Vec::new();
+        for record in self.journal.replay().await? {
+            events.extend(JournalRecord::decode(&record)?.events);
+        }
+        if events.is_empty() {
+            return Err(DriverError::NothingToResume);
+        }
+        let state = RunState::replay(&events)?;
+        drop(events);
+        if let Phase::Finished(RunOutcome::Done) = state.phase() {
+            (self.observer)(Notice::View(&state.view()));
+            return Ok(RunEnd::Done);
+        }
+        self.queue.withdraw_offers().await?;
+        self.drive(state, Input::Resume).await
+    }
+
+    async fn drive(mut self, state: RunState, first: Input) -> Result<RunEnd, DriverError> {
+        let idle = state.pools().iter().find(|pool| self.settings.slots.get(*pool).is_none_or(|slots| *slots == 0));
+        if let Some(pool) = idle {
+            return Err(DriverError::NoSlots { pool: pool.clone() });
+        }
+        let mut turn = Turn::new(
+            state,
+            self.artifacts.clone(),
+            Arc::clone(&self.queue),
+            Arc::clone(&self.clock),
+            self.settings.clone(),
+        );
+        turn.take(first)?;
+        loop {
+            turn.settle()?;
+            if let Err(error) = self.commit(&mut turn).await {
+                return match error {
+                    DriverError::Store(StoreError::Conflict { .. }) => Ok(RunEnd::Fenced),
+                    other => Err(other),
+                };
+            }
+            if let Phase::Finished(outcome) = turn.state.phase() {
+                return Ok(match outcome {
+                    RunOutcome::Done => RunEnd::Done,
+                    RunOutcome::Failed => RunEnd::Failed { errors: turn.state.errors().collect() },
+                    RunOutcome::Cancelled => RunEnd::Cancelled,
+                });
+            }
+            turn.perform();
+            self.handle_waiting(&mut turn).await?;
+        }
+    }
+
+    /// Waits for one signal, then handles it and all others that are there already.
+    async fn handle_waiting(&mut self, turn: &mut Turn<A>) -> Result<(), DriverError> {
+        let first = self.next_signal(turn).await;
+        turn.handle(first, &mut self.observer)?;
+        for _ in 1..MAX_SIGNALS {
+            let Some(signal) = self.next_signal(turn).now_or_never() else { break };
+            turn.handle(signal, &mut self.observer)?;
+        }
+        Ok(())
+    }
+
+    /// Builds the next signal, and does nothing else.
+    async fn next_signal(&mut self, turn: &mut Turn<A>) -> Signal {
+        // A retry that is due already waits for a free slot, and so for a report.
+        let retry = turn.state.next_retry().filter(|at| *at > self.clock.now());
+        tokio::select! {
+            biased;
+            Some(signal) = turn.in_flight.next() => signal,
+            // Before control: a lost worker's last words come before the news of its loss.
+            report = self.queue.next_report() => Signal::Report(report),
+            said = self.control.recv(), if turn.heeds_control => Signal::Control(said),
+            () = self.clock.wait_until(retry.unwrap_or(TimeMs(0))), if retry.is_some() => Signal::Wake,
+        }
+    }
+
+    /// Writes the turn's events as one record, and tells of them.
+    async fn commit(&mut self, turn: &mut Turn<A>) -> Result<(), DriverError> {
+        let events = std::mem::take(&mut turn.unwritten);
+        if events.is_empty() {
+            return Ok(());
+        }
+        let record = JournalRecord::new(events);
+        let bytes = record.encode()?;
+        let mut tries = Tries::default();
+        while let Err(error) = self.journal.append(&bytes).await {
+            tries.wait_or_fail(&*self.clock, error).await?;
+        }
+        for event in &record.events {
+            (self.observer)(Notice::Event(event));
+        }
+        (self.observer)(Notice::View(&turn.state.view()));
+        Ok(())
+    }
+}
+
+/// Patience with a store that does not answer: six tries, half a minute in all.
+#[derive(Default)]
+pub(crate) struct Tries {
+    failed: u32,
+}
+
+impl Tries {
+    /// Waits before the next try; gives the error back when trying again cannot help, or has not.
+    pub(crate) async fn wait_or_fail(&mut self, clock: &dyn Clock, error: StoreError) -> Result<(), StoreError> {
+        self.failed += 1;
+        let may_pass = matches!(error, StoreError::Object { .. } | StoreError::Folder { .. });
+        if !may_pass || self.failed >= 6 {
+            return Err(error);
+        }
+        tracing::warn!(%error, tries = self.failed, "the store did not answer, trying again");
+        clock.wait_until(TimeMs(clock.now().0 + (500 << self.failed))).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! What the driver needs of storage: two small traits, for the object store and for simulations.
+
+use rallrec_core::{key::Key, task::ArtifactSummary};
+use rallrec_store::{RunJournal, Store, StoreError};
+
+/// Knows which artifacts are there.
+pub trait Artifacts: Clone + Send + Sync + 'static {
+    /// What the artifact of a key holds, if it was committed.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or what is there is damaged.
+    fn probe(&self, key: &Key) -> impl Future<Output = Result<Option<ArtifactSummary>, StoreError>> + Send;
+}
+
+/// Keeps the records of one run.
+pub trait Journal: Send {
+    /// Every record, in order; later ones continue after them.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or a record is damaged.
+    fn replay(&mut self) -> impl Future<Output = Result<Vec<Vec<u8>>, StoreError>> + Send;
+
+    /// Adds a record. After an error the same record may be added again.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when someone else has continued the journal; else when the store cannot be reached.
+    fn append(&mut self, record: &[u8]) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+impl Artifacts for Store {
+    async fn probe(&self, key: &Key) -> Result<Option<ArtifactSummary>, StoreError> {
+        Ok(self.manifest(key).await?.map(|manifest| manifest.summary()))
+    }
+}
+
+impl Journal for RunJournal {
+    async fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
+        RunJournal::replay(self).await
+    }
+
+    async fn append(&mut self, record: &[u8]) -> Result<(), StoreError> {
+        RunJournal::append(self, record).await
+    }
+}

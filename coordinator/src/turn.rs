@@ -1,0 +1,193 @@
+//! The driver's synchronous half: signals in, events and futures out. Nothing here waits.
+
+use crate::{
+    Artifacts, Clock, Control, DriverError, Notice, Observer, Settings,
+    driver::{Signal, Tries},
+};
+use futures::{FutureExt, future::BoxFuture, stream::FuturesUnordered};
+use rallrec_core::{
+    ids::{Attempt, TaskId},
+    run::{Effect, Event, Input, RunState, apply, decide, owed},
+    task::{Outcome, TaskReport},
+};
+use rallrec_proto::{decode_report, encode_offer};
+use rallrec_queue::{QueueError, TaskQueue};
+use std::{collections::BTreeSet, sync::Arc};
+
+/// A run between two journal records.
+pub(crate) struct Turn<A> {
+    pub(crate) state: RunState,
+    /// Applied, not journaled.
+    pub(crate) unwritten: Vec<Event>,
+    /// Effects under way. Each may be dropped: what it was for is still owed.
+    pub(crate) in_flight: FuturesUnordered<BoxFuture<'static, Signal>>,
+    /// Whether the caller may still say something.
+    pub(crate) heeds_control: bool,
+    probing: BTreeSet<(TaskId, u32)>,
+    offered: BTreeSet<(TaskId, Attempt)>,
+    artifacts: A,
+    queue: Arc<dyn TaskQueue>,
+    clock: Arc<dyn Clock>,
+    settings: Settings,
+}
+
+impl<A: Artifacts> Turn<A> {
+    pub(crate) fn new(
+        state: RunState,
+        artifacts: A,
+        queue: Arc<dyn TaskQueue>,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            state,
+            unwritten: Vec::new(),
+            in_flight: FuturesUnordered::new(),
+            heeds_control: true,
+            probing: BTreeSet::new(),
+            offered: BTreeSet::new(),
+            artifacts,
+            queue,
+            clock,
+            settings,
+        }
+    }
+
+    /// Decides on an input and applies what follows. Returns whether it counted.
+    pub(crate) fn take(&mut self, input: Input) -> Result<bool, DriverError> {
+        match decide(&self.state, input, self.clock.now()) {
+            Ok(events) => {
+                for event in events {
+                    apply(&mut self.state, &event)?;
+                    self.unwritten.push(event);
+                }
+                Ok(true)
+            }
+            Err(rejection) if rejection.is_harmless() => {
+                tracing::debug!(%rejection, "input does not count");
+                Ok(false)
+            }
+            Err(rejection) => {
+                tracing::warn!(%rejection, "input refused");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Turns a signal into inputs.
+    pub(crate) fn handle(&mut self, signal: Signal, observer: &mut Observer) -> Result<(), DriverError> {
+        match signal {
+            Signal::Report(payload) => match decode_report(&payload?.ok_or(QueueError::Closed)?) {
+                Ok(report) => self.hear(report, observer)?,
+                Err(error) => tracing::warn!(%error, "a report cannot be read and is dropped"),
+            },
+            Signal::Probed { task, after, found } => {
+                self.probing.remove(&(task, after));
+                self.take(Input::Probed { task, after, found: found? })?;
+            }
+            Signal::Sent(sent) => sent?,
+            // Slots are filled at the end of every turn.
+            Signal::Wake => {}
+            Signal::Control(None) => self.heeds_control = false,
+            Signal::Control(Some(Control::WorkerLost(worker))) => drop(self.take(Input::WorkerLost { worker })?),
+            Signal::Control(Some(Control::Cancel)) => {
+                if self.take(Input::Cancel)? {
+                    self.withdraw();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, report: TaskReport, observer: &mut Observer) -> Result<(), DriverError> {
+        if matches!(report.outcome, Outcome::Progress(_)) {
+            if self.take(Input::Report(report.clone()))? {
+                observer(Notice::Progress(&report));
+            }
+        } else {
+            self.take(Input::Report(report))?;
+        }
+        Ok(())
+    }
+
+    /// Takes offers back that nobody has claimed. Needs no journal record first: should this process die now, they
+    /// are gone as well.
+    fn withdraw(&mut self) {
+        self.in_flight.clear();
+        self.probing.clear();
+        self.offered.clear();
+        let queue = Arc::clone(&self.queue);
+        self.in_flight.push(async move { Signal::Sent(queue.withdraw_offers().await) }.boxed());
+    }
+
+    /// Fills free slots, and ends the run when nothing is left to do.
+    pub(crate) fn settle(&mut self) -> Result<(), DriverError> {
+        for (pool, slots) in self.settings.slots.clone() {
+            let free = slots.saturating_mul(2).saturating_sub(self.state.in_pool(&pool));
+            if free > 0 {
+                self.take(Input::Capacity { pool, free })?;
+            }
+        }
+        if matches!(owed(&self.state).next(), Some(Effect::Finish { .. })) {
+            self.take(Input::Finish)?;
+        }
+        Ok(())
+    }
+
+    /// Starts what is owed and not under way, within the bounds. The turn's events must be journaled.
+    pub(crate) fn perform(&mut self) {
+        let state = &self.state;
+        self.offered.retain(|(task, attempt)| state.running(*task).is_some_and(|r| r.attempt == *attempt));
+        for effect in owed(state) {
+            match effect {
+                Effect::Finish { .. } => {}
+                Effect::Dispatch { task, attempt } => {
+                    let new = self.offered.insert((task, attempt));
+                    if let Some(offer) = new.then(|| state.offer(task)).flatten() {
+                        let lane = state.plan().stages[task.stage as usize].resources.pool.clone();
+                        let (queue, payload) = (Arc::clone(&self.queue), encode_offer(&offer));
+                        self.in_flight.push(async move { Signal::Sent(queue.offer(&lane, payload).await) }.boxed());
+                    }
+                }
+                Effect::Probe { .. } if self.probing.len() >= self.settings.probes.max(1) => break,
+                Effect::Probe { task, after } => {
+                    let new = self.probing.insert((task, after));
+                    if let Some(key) = new.then(|| state.key(task)).flatten() {
+                        self.in_flight.push(probe(
+                            self.artifacts.clone(),
+                            Arc::clone(&self.clock),
+                            key.clone(),
+                            task,
+                            after,
+                        ));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Asks the store, patiently.
+fn probe<A: Artifacts>(
+    artifacts: A,
+    clock: Arc<dyn Clock>,
+    key: rallrec_core::key::Key,
+    task: TaskId,
+    after: u32,
+) -> BoxFuture<'static, Signal> {
+    async move {
+        let mut tries = Tries::default();
+        let found = loop {
+            match artifacts.probe(&key).await {
+                Ok(found) => break Ok(found),
+                Err(error) => {
+                    if let Err(error) = tries.wait_or_fail(&*clock, error).await {
+                        break Err(error);
+                    }
+                }
+            }
+        };
+        Signal::Probed { task, after, found }
+    }
+    .boxed()
+}

@@ -1,0 +1,168 @@
+//! [`TaskOffer`] on the wire.
+
+use crate::{
+    WireError,
+    convert::{kind_in, mode_in, mode_out, rows_in, rows_out, source_in, source_out, text_in},
+    v1,
+};
+use bytes::Bytes;
+use prost::Message;
+use rallrec_core::{
+    ids::{Attempt, RunId, StageName, TaskId},
+    key::{Key, KeyFields},
+    task::{InputShard, TaskInput, TaskOffer},
+};
+
+/// The offer's bytes; the same for equal offers.
+pub fn encode_offer(offer: &TaskOffer) -> Bytes {
+    let message = v1::TaskOffer {
+        run: offer.run.0.clone(),
+        stage_index: offer.task.stage,
+        shard_index: offer.task.shard,
+        attempt: offer.attempt.0,
+        key: offer.key.0.clone(),
+        stage: offer.stage.0.clone(),
+        kind: offer.kind.info().name.to_string(),
+        params_json: offer.params.to_string(),
+        seed: offer.seed,
+        model: offer.model.as_ref().map(source_out),
+        data: offer.data.as_ref().map(source_out),
+        max_bad_rows: offer.max_bad_rows,
+        rows: offer.rows.map(rows_out),
+        inputs: offer.inputs.iter().map(input_out).collect(),
+        fields: offer.fields.0.clone(),
+    };
+    message.encode_to_vec().into()
+}
+
+/// Reads [`encode_offer`]'s bytes.
+///
+/// # Errors
+/// When they are not an offer that this version understands.
+pub fn decode_offer(bytes: &[u8]) -> Result<TaskOffer, WireError> {
+    let message = v1::TaskOffer::decode(bytes)?;
+    Ok(TaskOffer {
+        run: RunId(text_in("run", message.run)?),
+        task: TaskId { stage: message.stage_index, shard: message.shard_index },
+        attempt: Attempt(message.attempt),
+        key: Key(text_in("key", message.key)?),
+        stage: StageName(text_in("stage", message.stage)?),
+        kind: kind_in(message.kind)?,
+        params: serde_json::from_str(&message.params_json).map_err(WireError::Params)?,
+        seed: message.seed,
+        model: message.model.map(source_in),
+        data: message.data.map(source_in),
+        max_bad_rows: message.max_bad_rows,
+        rows: message.rows.map(rows_in).transpose()?,
+        inputs: message.inputs.into_iter().map(input_in).collect::<Result<_, _>>()?,
+        fields: KeyFields(message.fields),
+    })
+}
+
+fn input_out(input: &TaskInput) -> v1::TaskInput {
+    let shards = input.shards.iter().map(|s| v1::InputShard { key: s.key.0.clone(), rows: s.rows.map(rows_out) });
+    v1::TaskInput {
+        port: input.port.clone(),
+        stage: input.stage.0.clone(),
+        table: input.table.clone(),
+        mode: mode_out(input.mode).into(),
+        shards: shards.collect(),
+    }
+}
+
+fn input_in(input: v1::TaskInput) -> Result<TaskInput, WireError> {
+    let shards = input.shards.into_iter().map(|s| {
+        Ok(InputShard { key: Key(text_in("inputs.shards.key", s.key)?), rows: s.rows.map(rows_in).transpose()? })
+    });
+    Ok(TaskInput {
+        port: text_in("inputs.port", input.port)?,
+        stage: StageName(text_in("inputs.stage", input.stage)?),
+        table: text_in("inputs.table", input.table)?,
+        mode: mode_in(input.mode)?,
+        shards: shards.collect::<Result<_, WireError>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rallrec_core::{
+        ids::RowRange,
+        kind::{Mode, StageKind},
+        params::StageParams,
+        plan::PinnedSource,
+    };
+
+    fn rows() -> impl Strategy<Value = Option<RowRange>> {
+        proptest::option::of((any::<u32>(), any::<u64>()).prop_map(|(len, start)| {
+            let start = start / 2;
+            RowRange { start, end: start + u64::from(len) }
+        }))
+    }
+
+    fn source() -> impl Strategy<Value = Option<PinnedSource>> {
+        proptest::option::of((".*", ".*", ".*").prop_map(|(name, source, digest)| PinnedSource {
+            name,
+            source,
+            digest,
+        }))
+    }
+
+    fn input() -> impl Strategy<Value = TaskInput> {
+        let shards =
+            proptest::collection::vec((".+", rows()).prop_map(|(key, rows)| InputShard { key: Key(key), rows }), 0..4);
+        let mode = prop_oneof![Just(Mode::Drive), Just(Mode::Aligned), Just(Mode::Whole)];
+        (".+", ".+", ".+", mode, shards).prop_map(|(port, stage, table, mode, shards)| TaskInput {
+            port,
+            stage: StageName(stage),
+            table,
+            mode,
+            shards,
+        })
+    }
+
+    fn offer() -> impl Strategy<Value = TaskOffer> {
+        let who = (".+", any::<u32>(), any::<u32>(), any::<u32>(), ".+", ".+");
+        let what = (prop::sample::select(StageKind::ALL), any::<u64>(), source(), source(), any::<u64>(), rows());
+        let with = (proptest::collection::vec(input(), 0..4), proptest::collection::btree_map(".*", ".*", 0..4));
+        (who, what, with).prop_map(|(who, what, (inputs, fields))| TaskOffer {
+            run: RunId(who.0),
+            task: TaskId { stage: who.1, shard: who.2 },
+            attempt: Attempt(who.3),
+            key: Key(who.4),
+            stage: StageName(who.5),
+            kind: what.0,
+            params: StageParams::fields(what.0).into_iter().map(|f| (f.name.to_string(), f.default)).collect(),
+            seed: what.1,
+            model: what.2,
+            data: what.3,
+            max_bad_rows: what.4,
+            rows: what.5,
+            inputs,
+            fields: KeyFields(fields),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn an_offer_arrives_as_it_was_sent(offer in offer()) {
+            let bytes = encode_offer(&offer);
+            prop_assert_eq!(decode_offer(&bytes).unwrap(), offer);
+        }
+
+        #[test]
+        fn damaged_bytes_are_an_error_and_no_panic(offer in offer(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut bytes = encode_offer(&offer).to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = decode_offer(&bytes);
+            let _ = decode_offer(&bytes[..at]);
+        }
+    }
+
+    #[test]
+    fn an_empty_message_names_what_it_lacks() {
+        assert!(matches!(decode_offer(&[]), Err(WireError::Missing { field: "run" })));
+    }
+}
