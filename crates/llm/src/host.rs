@@ -1,0 +1,270 @@
+//! The decoder's loops between its matrix products, for tensors in host memory: RMSNorm, SwiGLU, rotary embedding.
+//!
+//! Burn composes each of these from several passes over memory on one thread; here each is one pass over all threads.
+//! Every row is computed by itself, in an order of operations that the width of the CPU's vectors and the number of
+//! rows do not change: that is what makes results independent of the batch. Matrix products stay with Burn.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+/// Floats that are computed side by side. Sums are kept in as many parts, so a sum is the same on every CPU.
+pub(crate) const PAGE_LANES: usize = 32;
+/// Below this many floats, starting threads costs more than it gains.
+const PARALLEL_FLOATS: usize = 1 << 15;
+
+/// Runs `op` with the widest vectors that this CPU has.
+#[inline(always)]
+pub(crate) fn vectorized<F: pulp::WithSimd>(op: F) -> F::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(simd) = pulp::x86::V4::try_new() {
+            return pulp::Simd::vectorize(simd, op);
+        }
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            return pulp::Simd::vectorize(simd, op);
+        }
+    }
+    pulp::Simd::vectorize(pulp::Scalar::new(), op)
+}
+
+/// Sum of the lanes, always in the same order.
+#[inline(always)]
+pub(crate) fn lane_sum(mut lanes: [f32; PAGE_LANES]) -> f32 {
+    let mut half = PAGE_LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Largest of the lanes.
+#[inline(always)]
+pub(crate) fn lane_max(mut lanes: [f32; PAGE_LANES]) -> f32 {
+    let mut half = PAGE_LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// e^x within 2 units in the last place, for x <= 88; below -87 it is about 1e-38. Written so that it vectorizes.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // e^x = 2^n e^r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.3, 88.3);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    // The exponential series to r^7 / 7!: its remainder is below 2^-26 on this interval.
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = r.mul_add(p, c);
+    }
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits());
+    p * f32::from_bits(exponent.wrapping_add(127) << 23)
+}
+
+/// A tensor's values, without a copy where it is the only owner and lives in host memory.
+pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    tensor.into_data()
+}
+
+/// The floats of a tensor's values.
+pub(crate) fn floats(data: &TensorData) -> &[f32] {
+    data.as_slice().expect("activations are 32-bit floats")
+}
+
+/// The floats of a tensor's values, to change them in place.
+pub(crate) fn floats_mut(data: &mut TensorData) -> &mut [f32] {
+    data.as_mut_slice().expect("activations are 32-bit floats")
+}
+
+/// A matrix on a device.
+pub(crate) fn matrix(values: Vec<f32>, rows: usize, device: &Device) -> Tensor<2> {
+    let columns = values.len() / rows;
+    Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+}
+
+/// Adds `delta` to the residual stream and normalizes: returns x' = x + delta and x' / sqrt(mean(x'^2) + epsilon) * w,
+/// each \[rows, hidden\].
+pub(crate) fn add_rms_norm(
+    residual: Tensor<2>,
+    delta: Option<Tensor<2>>,
+    weight: &[f32],
+    epsilon: f32,
+) -> (Tensor<2>, Tensor<2>) {
+    let device = residual.device();
+    let [rows, hidden] = residual.dims();
+    let mut x = read(residual);
+    let delta = delta.map(read);
+    let mut normed = vec![0.0; rows * hidden];
+    let rows_a_task = task_rows(rows, hidden);
+    let task = |(index, (x, out)): (usize, (&mut [f32], &mut [f32]))| {
+        let start = index * rows_a_task * hidden;
+        let delta = delta.as_ref().map(|delta| &floats(delta)[start..start + x.len()]);
+        vectorized(AddNorm { x, delta, out, weight, epsilon });
+    };
+    let size = rows_a_task * hidden;
+    let x_chunks = floats_mut(&mut x).par_chunks_mut(size);
+    x_chunks.zip(normed.par_chunks_mut(size)).enumerate().for_each(task);
+    (Tensor::from_data(x, &device), matrix(normed, rows, &device))
+}
+
+/// Rows that one task takes: all of them when there is little to do.
+fn task_rows(rows: usize, width: usize) -> usize {
+    if rows * width < PARALLEL_FLOATS { rows } else { (PARALLEL_FLOATS / 4 / width).max(1) }
+}
+
+struct AddNorm<'a> {
+    x: &'a mut [f32],
+    delta: Option<&'a [f32]>,
+    out: &'a mut [f32],
+    weight: &'a [f32],
+    epsilon: f32,
+}
+
+impl pulp::NullaryFnOnce for AddNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        if let Some(delta) = self.delta {
+            for (x, d) in self.x.iter_mut().zip(delta) {
+                *x += d;
+            }
+        }
+        let width = self.weight.len();
+        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            let mut squares = [0.0; PAGE_LANES];
+            let chunks = x.chunks_exact(PAGE_LANES);
+            for (square, &v) in squares.iter_mut().zip(chunks.remainder()) {
+                *square = v * v;
+            }
+            for chunk in chunks {
+                for (square, &v) in squares.iter_mut().zip(chunk) {
+                    *square = v.mul_add(v, *square);
+                }
+            }
+            let scale = 1.0 / (lane_sum(squares) / width as f32 + self.epsilon).sqrt();
+            for ((out, &x), &w) in out.iter_mut().zip(x).zip(self.weight) {
+                *out = x * scale * w;
+            }
+        }
+    }
+}
+
+/// silu(gate) * up, from \[rows, 2 width\] with the gates in the first half of each row to \[rows, width\].
+pub(crate) fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
+    let device = gate_up.device();
+    let [rows, both] = gate_up.dims();
+    let width = both / 2;
+    let data = read(gate_up);
+    let mut out = vec![0.0; rows * width];
+    let size = task_rows(rows, both);
+    let inputs = floats(&data).par_chunks(size * both);
+    out.par_chunks_mut(size * width).zip(inputs).for_each(|(out, gate_up)| vectorized(SwiGlu { gate_up, out, width }));
+    matrix(out, rows, &device)
+}
+
+struct SwiGlu<'a> {
+    gate_up: &'a [f32],
+    out: &'a mut [f32],
+    width: usize,
+}
+
+impl pulp::NullaryFnOnce for SwiGlu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (row, out) in self.gate_up.chunks_exact(2 * self.width).zip(self.out.chunks_exact_mut(self.width)) {
+            let (gate, up) = row.split_at(self.width);
+            for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+                *out = gate / (1.0 + exp(-gate)) * up;
+            }
+        }
+    }
+}
+
+/// Cosines and sines of the rotary position embedding: for every position, `head_width / 2` of each.
+pub(crate) struct RopeTable {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+impl RopeTable {
+    /// Angles `position / base^(2 i / head_width)`, each frequency divided by its factor where the model has some.
+    /// Computed in 32 bits, as transformers does: with long contexts the rounding of the angles is visible.
+    pub(crate) fn new(base: f32, head_width: usize, context: usize, factors: Option<&[f32]>) -> Self {
+        let half = head_width / 2;
+        let frequency = |i: usize| {
+            let plain = 1.0 / base.powf((2 * i) as f32 / head_width as f32);
+            plain / factors.map_or(1.0, |factors| factors[i])
+        };
+        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+        let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        Self { cos, sin, half }
+    }
+
+    /// Rotates the first `heads` heads of a row in place: the pair (i, i + half) by the position's i-th angle.
+    pub(crate) fn rotate(&self, row: &mut [f32], heads: usize, position: usize) {
+        let at = position * self.half;
+        let (cos, sin) = (&self.cos[at..at + self.half], &self.sin[at..at + self.half]);
+        for head in row.chunks_exact_mut(2 * self.half).take(heads) {
+            let (low, high) = head.split_at_mut(self.half);
+            for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -87_000..88_000 {
+            let x = i as f32 / 1000.0;
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 2.0 * f64::from(f32::EPSILON), "{x}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NEG_INFINITY) < 2e-38);
+    }
+
+    #[test]
+    fn norm_and_swiglu_of_hand_computed_rows() {
+        let device = Device::flex();
+        let x = matrix(vec![3.0, 4.0, 1.0, 1.0], 2, &device);
+        let delta = matrix(vec![0.0, 0.0, -2.0, 0.0], 2, &device);
+        let (x, normed) = add_rms_norm(x, Some(delta), &[1.0, 2.0], 0.0);
+        assert_eq!(floats(&read(x)), [3.0, 4.0, -1.0, 1.0]);
+        let root = 12.5_f32.sqrt();
+        let close = |got: &TensorData, want: &[f32]| floats(got).iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close(&read(normed), &[3.0 / root, 8.0 / root, -1.0, 2.0]));
+        let out = read(swiglu(matrix(vec![0.0, 1.0, 5.0, 3.0], 1, &device)));
+        assert!(close(&out, &[0.0, 3.0 / (1.0 + (-1.0_f32).exp())]), "{out:?}");
+    }
+
+    #[test]
+    fn rope_turns_by_the_position() {
+        let table = RopeTable::new(100.0, 4, 3, None);
+        let mut row = [1.0, 0.0, 0.0, 1.0, 7.0, 7.0, 7.0, 7.0];
+        table.rotate(&mut row, 1, 2);
+        let want = [2.0_f32.cos(), -0.2_f32.sin(), 2.0_f32.sin(), 0.2_f32.cos(), 7.0, 7.0, 7.0, 7.0];
+        assert!(row.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{row:?}");
+    }
+}
