@@ -1,0 +1,136 @@
+//! What can be wrong with a data set's raw files.
+
+use std::path::PathBuf;
+
+/// Why a data set cannot be read. Every message names the file (and line), what was expected, and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// The folder holds no known layout.
+    #[error(
+        "{dir}: no known data set here; expected ratings.dat, movies.dat and users.dat (movielens-1m), u.data, u.item and \
+         u.user (movielens-100k), or one each of *.inter, *.item and *.user (recbole); point `data` at the folder that holds \
+         these files themselves",
+        dir = dir.display()
+    )]
+    UnknownLayout {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The folder holds several layouts.
+    #[error("{dir}: files of several layouts ({found}); set `format` to the one to read", dir = dir.display())]
+    AmbiguousLayout {
+        /// The folder.
+        dir: PathBuf,
+        /// Names of the layouts.
+        found: String,
+    },
+    /// A layout needs exactly one file with an ending, and there are none or several.
+    #[error("{dir}: expected exactly one *.{ending} file, found {found}; keep the files of one data set in the folder", dir = dir.display())]
+    FileCount {
+        /// The folder.
+        dir: PathBuf,
+        /// Ending, without its dot.
+        ending: &'static str,
+        /// How many there are.
+        found: usize,
+    },
+    /// A file or folder cannot be read.
+    #[error("{path}: {source}; check that the file is there and readable", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A line is not what its layout says.
+    #[error("{file}:{line}: expected {expected}, found {found:?}; correct the line, or fetch the data set again", file = file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What should stand there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// An atomic file lacks a column.
+    #[error("{file}:1: no column {column:?} (found {found}); add it to the header and to every line, or fetch the data set again", file = file.display())]
+    MissingColumn {
+        /// The file.
+        file: PathBuf,
+        /// Name of the column.
+        column: &'static str,
+        /// The columns that are there.
+        found: String,
+    },
+    /// A rating names a user or item that its catalogue file lacks.
+    #[error(
+        "{file}:{line}: {what} {id:?} is not in {catalogue}; add it there, or remove the rating",
+        file = file.display(),
+        catalogue = catalogue.display()
+    )]
+    UnknownId {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// `user` or `item`.
+        what: &'static str,
+        /// Its identifier.
+        id: String,
+        /// The file that should have it.
+        catalogue: PathBuf,
+    },
+    /// A user, an item or a rating comes twice.
+    #[error("{file}:{line}: {what} is already on line {first}; remove one of the two", file = file.display())]
+    Duplicate {
+        /// The file.
+        file: PathBuf,
+        /// The later line, from 1.
+        line: usize,
+        /// What comes twice, with its identifiers.
+        what: String,
+        /// The earlier line.
+        first: usize,
+    },
+    /// Parameters that exclude one another.
+    #[error("valid_fraction {valid} and test_fraction {test} leave no training samples; make their sum less than 1")]
+    Fractions {
+        /// Fraction for validation.
+        valid: f64,
+        /// Fraction for the test.
+        test: f64,
+    },
+    /// No rating has enough history.
+    #[error(
+        "none of the {ratings} ratings has {min_history} earlier ratings of its user; lower `min_history`, or give a larger data set"
+    )]
+    NoSamples {
+        /// Number of ratings.
+        ratings: usize,
+        /// Earlier ratings that a sample needs.
+        min_history: u32,
+    },
+    /// The set is larger than its column types.
+    #[error("{file}: {count} {what}, more than the {max} that fit; split the data set", file = file.display(), max = i32::MAX)]
+    TooMany {
+        /// The file.
+        file: PathBuf,
+        /// `users` or `items`.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+    },
+    /// A training rating is not before the first validation sample.
+    #[error(
+        "rating {row} in time order counts as training but the first evaluated sample is rating {first}: this is a bug in the \
+         split, please report it with the parameters of the `dataset` stage"
+    )]
+    Leak {
+        /// Position of the rating.
+        row: usize,
+        /// Position of the first validation (or test) sample.
+        first: usize,
+    },
+}
