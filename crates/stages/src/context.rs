@@ -1,0 +1,132 @@
+//! What a stage is given.
+
+use crate::StageError;
+use arrow_array::RecordBatch;
+use burn::tensor::Device;
+use rallrec_core::{ids::RowRange, task::Progress};
+use rallrec_llm::LanguageModel;
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Reads a task's inputs.
+pub trait InputReader: Send {
+    /// Whether the input was given.
+    fn has(&self, port: &str) -> bool;
+
+    /// A table as one batch: of a `Drive` or `Aligned` input the task's own rows, of a `Whole` input all rows.
+    ///
+    /// # Errors
+    /// When the input is not there, or cannot be read or verified.
+    fn table(&self, port: &str) -> Result<RecordBatch, StageError>;
+
+    /// Every table of an input that takes a list, with the name of the stage that made it, in the pipeline's order.
+    ///
+    /// # Errors
+    /// As [`Self::table`].
+    fn tables(&self, port: &str) -> Result<Vec<(String, RecordBatch)>, StageError>;
+}
+
+/// Takes a task's output.
+pub trait OutputWriter: Send {
+    /// Adds rows to a table. All batches of a table have the same schema. A table with no rows still needs one
+    /// empty batch.
+    ///
+    /// # Errors
+    /// When the batch cannot be encoded or the disk is full.
+    fn write(&mut self, table: &str, batch: RecordBatch) -> Result<(), StageError>;
+
+    /// Puts a named number into the manifest: final loss, tokens a second.
+    fn metric(&mut self, name: &str, value: f64);
+
+    /// Records a row that failed and was let pass. Fails once there are more than the stage's `max_bad_rows`.
+    ///
+    /// # Errors
+    /// [`StageError::Invalid`] that names the row, when there are too many.
+    fn bad_row(&mut self, row: u64, reason: &str) -> Result<(), StageError>;
+}
+
+/// Hears how far a stage is.
+pub trait ProgressSink: Send + Sync {
+    /// Replaces what was said before.
+    fn report(&self, progress: Progress);
+}
+
+/// Set when the task should stop soon.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks the task to stop.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked to stop.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// [`StageError::Cancelled`] when the task should stop.
+    pub fn check(&self) -> Result<(), StageError> {
+        if self.is_set() { Err(StageError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Everything round a task but its parameters, inputs and output.
+pub struct StageContext<'a> {
+    /// Seed of everything random.
+    pub seed: u64,
+    /// The rows to make, for row-wise stages: positions in the driving table.
+    pub rows: Option<RowRange>,
+    /// The model to compute with, for stages that have one.
+    pub model: Option<ModelSource>,
+    /// Folder of the raw data, for stages that read it.
+    pub data: Option<PathBuf>,
+    /// Where to compute.
+    pub device: &'a Device,
+    /// Models in memory.
+    pub models: &'a ModelCache,
+    /// Hears how far the stage is.
+    pub progress: &'a dyn ProgressSink,
+    /// Set when the task should stop.
+    pub cancel: &'a Cancel,
+}
+
+/// Where a model's weights lie on this machine.
+#[derive(Clone, Debug)]
+pub struct ModelSource {
+    /// SHA-256 of its content.
+    pub digest: String,
+    /// Its file or folder.
+    pub path: PathBuf,
+}
+
+/// Models in memory by digest, shared by a worker's slots.
+#[derive(Default)]
+pub struct ModelCache {
+    loaded: Mutex<HashMap<String, Arc<LanguageModel>>>,
+}
+
+impl ModelCache {
+    /// The model, loaded if it is not in memory yet. A second slot that wants it meanwhile waits, and loads nothing.
+    ///
+    /// # Errors
+    /// When its files are wrong; the message names the file and the tensor.
+    pub fn get(&self, source: &ModelSource, device: &Device) -> Result<Arc<LanguageModel>, StageError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(model) = loaded.get(&source.digest) {
+            return Ok(model.clone());
+        }
+        let model = LanguageModel::load(&source.path, device).map_err(|e| StageError::Invalid(e.to_string()))?;
+        let model = Arc::new(model);
+        loaded.insert(source.digest.clone(), model.clone());
+        Ok(model)
+    }
+}

@@ -1,0 +1,78 @@
+//! `describe`: a language model writes a description of each item (eq. 1).
+
+use crate::{
+    InputReader, OutputWriter, Stage, StageContext, StageError,
+    columns::{Table, TableBuilder},
+    language::{self, RowResults},
+};
+use rallrec_core::{params::DescribeParams, rng::row_rng};
+use rallrec_llm::{GenerateRequest, Sampling};
+use rallrec_recsys::prompt::{ItemTemplate, clean_description};
+
+impl Stage for DescribeParams {
+    fn run(
+        &self,
+        context: &StageContext<'_>,
+        inputs: &dyn InputReader,
+        output: &mut dyn OutputWriter,
+    ) -> Result<(), StageError> {
+        let template =
+            ItemTemplate::parse(&self.template).map_err(|e| StageError::Invalid(format!("with.template: {e}")))?;
+        let model = language::model(context)?;
+        let batch = inputs.table("items")?;
+        let items = Table::new("items", &batch);
+        let (item, ratings) = (items.i32("item")?, items.i32("train_ratings")?);
+        let (title, genre, year) = (items.text("title")?, items.text("genre")?, items.i32_opt("year")?);
+        let chosen: Vec<usize> = (0..items.rows()).filter(|&row| ratings[row] as u32 >= self.min_ratings).collect();
+        let texts =
+            chosen.iter().map(|&row| language::chat(&model, "", &template.fill(title[row], genre[row], year[row])));
+        let prompts = language::encode_all(&model, texts, usize::MAX);
+        let sampling = Sampling {
+            temperature: self.temperature as f32,
+            top_p: self.top_p as f32,
+            max_new_tokens: self.max_new_tokens as usize,
+            stop_tokens: model.tokenizer().end().into_iter().collect(),
+            stop_texts: Vec::new(),
+        };
+        // Rows that cannot be encoded are left out of the call, so generators are drawn for those that can.
+        let good: Vec<usize> = chosen.iter().zip(&prompts).filter(|(_, p)| p.is_ok()).map(|(row, _)| *row).collect();
+        let written = RowResults::of(prompts, |prompts| {
+            let request = |(prompt, row): (Vec<u32>, &usize)| GenerateRequest {
+                prompt,
+                samples: vec![row_rng(context.seed, "describe", item[*row] as u64, 0)],
+            };
+            let requests = prompts.into_iter().zip(&good).map(request).collect();
+            model.generate(requests, &sampling, self.batch_size as usize, &mut language::watch(context, chosen.len()))
+        })?;
+        let mut out = Descriptions::empty(items.rows());
+        for ((&row, value), error) in chosen.iter().zip(&written.values).zip(&written.errors) {
+            if let Some([answer, ..]) = value.as_deref() {
+                out.text[row] = clean_description(&answer.text);
+                out.tokens[row] = answer.tokens.len() as i32;
+            }
+            if let Some(reason) = error {
+                out.error[row] = Some(reason.clone());
+                output.bad_row(context.rows.map_or(0, |r| r.start) + row as u64, reason)?;
+            }
+        }
+        output.metric("tokens_written", out.tokens.iter().map(|t| f64::from(*t)).sum());
+        let table = TableBuilder::default()
+            .i32("item", "Row position in items.", item.to_vec())
+            .text("description", "Empty if not described.", out.text)
+            .i32("tokens", "Tokens written.", out.tokens)
+            .text_opt("error", "Why the row failed.", out.error);
+        output.write("descriptions", table.finish()?)
+    }
+}
+
+struct Descriptions {
+    text: Vec<String>,
+    tokens: Vec<i32>,
+    error: Vec<Option<String>>,
+}
+
+impl Descriptions {
+    fn empty(rows: usize) -> Self {
+        Self { text: vec![String::new(); rows], tokens: vec![0; rows], error: vec![None; rows] }
+    }
+}

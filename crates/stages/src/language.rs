@@ -1,0 +1,159 @@
+//! What the stages that use a language model share: the model, prompts in its chat format, rows that failed.
+
+use crate::{OutputWriter, StageContext, StageError};
+use rallrec_core::task::Progress;
+use rallrec_llm::{LanguageModel, LlmError, Message, prefill::Done};
+use std::{ops::ControlFlow, sync::Arc};
+
+/// The task's model.
+pub(crate) fn model(context: &StageContext<'_>) -> Result<Arc<LanguageModel>, StageError> {
+    let source = context.model.as_ref().ok_or_else(|| StageError::Invalid("the stage needs `model`".into()))?;
+    context.models.get(source, context.device)
+}
+
+/// A user's message, after a system message unless that is empty, as the model's chat prompt: text that ends where the
+/// answer begins. Control tokens in the messages are taken out: a title must not open or close a turn.
+pub(crate) fn chat(model: &LanguageModel, system: &str, user: &str) -> Result<String, LlmError> {
+    let plain = |text| model.tokenizer().without_control_tokens(text);
+    let system = (!system.is_empty()).then(|| Message::new("system", plain(system)));
+    let messages: Vec<_> = system.into_iter().chain([Message::new("user", plain(user))]).collect();
+    model.chat(&messages, true)
+}
+
+/// The one token of an answer.
+pub(crate) fn answer_token(model: &LanguageModel, answer: &str) -> Result<u32, StageError> {
+    let found = model.encode(answer)?;
+    match found[..] {
+        [token] => Ok(token),
+        _ => Err(StageError::Invalid(format!(
+            "the answer {answer:?} is {} tokens in this model, and must be one; choose another word for with.yes or with.no",
+            found.len()
+        ))),
+    }
+}
+
+/// The probability of yes among the two answers.
+pub(crate) fn probability(logit_yes: f32, logit_no: f32) -> f32 {
+    1.0 / (1.0 + (logit_no - logit_yes).exp())
+}
+
+/// Tokens of the texts; a text that is too long or fails is an error of its row.
+pub(crate) fn encode_all(
+    model: &LanguageModel,
+    texts: impl IntoIterator<Item = Result<String, LlmError>>,
+    max_tokens: usize,
+) -> Vec<Result<Vec<u32>, String>> {
+    let encode = |text: Result<String, LlmError>| {
+        let tokens = text.and_then(|text| model.encode(&text)).map_err(|e| e.to_string())?;
+        if tokens.len() <= max_tokens {
+            return Ok(tokens);
+        }
+        Err(format!(
+            "the prompt has {} tokens, and with.max_prompt_tokens allows {max_tokens}; shorten the history (with.k of retrieve), or allow more",
+            tokens.len()
+        ))
+    };
+    texts.into_iter().map(encode).collect()
+}
+
+/// Hears the model's progress, passes it on, and stops it when the task is cancelled. There are `total` rows.
+pub(crate) fn watch<'a>(context: &'a StageContext<'_>, total: usize) -> impl FnMut(Done) -> ControlFlow<()> + 'a {
+    move |done| {
+        let done = Progress { done: done.rows as u64, total: total as u64, tokens: done.tokens, loss: None };
+        context.progress.report(done);
+        if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// Each row's result, or `None` and a reason where it failed: one reason a row, empty where all is well.
+pub(crate) struct RowResults<T> {
+    pub(crate) values: Vec<Option<T>>,
+    pub(crate) errors: Vec<Option<String>>,
+}
+
+impl<T> RowResults<T> {
+    /// Runs `compute` on the rows that can be computed, and puts its results back in their places.
+    pub(crate) fn of(
+        prompts: Vec<Result<Vec<u32>, String>>,
+        compute: impl FnOnce(Vec<Vec<u32>>) -> Result<Vec<Result<T, LlmError>>, LlmError>,
+    ) -> Result<Self, StageError> {
+        let (mut places, mut good, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, prompt) in prompts.into_iter().enumerate() {
+            match prompt {
+                Ok(prompt) => {
+                    places.push(row);
+                    good.push(prompt);
+                    errors.push(None);
+                }
+                Err(reason) => errors.push(Some(reason)),
+            }
+        }
+        let mut values: Vec<Option<T>> = errors.iter().map(|_| None).collect();
+        for (row, result) in places.into_iter().zip(compute(good)?) {
+            match result {
+                Ok(value) => values[row] = Some(value),
+                // The error's own row is a position in this call; the caller's row is told beside it.
+                Err(LlmError::Prompt { what, .. }) => errors[row] = Some(what),
+                Err(error) => errors[row] = Some(error.to_string()),
+            }
+        }
+        Ok(Self { values, errors })
+    }
+
+    /// Makes rows with a number that is not finite fail: a damaged model must not pass for an answer.
+    pub(crate) fn refuse_non_finite(mut self, numbers: impl Fn(&T) -> &[f32]) -> Self {
+        for (value, error) in self.values.iter_mut().zip(&mut self.errors) {
+            if value.as_ref().is_some_and(|v| numbers(v).iter().any(|n| !n.is_finite())) {
+                *value = None;
+                *error = Some("the model gives no finite number; its file may be damaged: pull it again".to_owned());
+            }
+        }
+        self
+    }
+
+    /// Records every failed row; fails when there are too many.
+    pub(crate) fn record(&self, context: &StageContext<'_>, output: &mut dyn OutputWriter) -> Result<(), StageError> {
+        let first = context.rows.map_or(0, |r| r.start);
+        for (row, error) in (first..).zip(&self.errors) {
+            if let Some(reason) = error {
+                output.bad_row(row, reason)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<LlmError> for StageError {
+    fn from(error: LlmError) -> Self {
+        match error {
+            LlmError::Cancelled => Self::Cancelled,
+            other => Self::Invalid(other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_rows_keep_their_places() {
+        let prompts = vec![Ok(vec![1]), Err("too long".to_owned()), Ok(vec![2]), Ok(vec![3])];
+        let results = RowResults::of(prompts, |good| {
+            assert_eq!(good, [vec![1], vec![2], vec![3]]);
+            Ok(vec![Ok(10), Err(LlmError::Prompt { row: 1, what: "it is odd".into() }), Ok(30)])
+        })
+        .unwrap();
+        assert_eq!(results.values, [Some(10), None, None, Some(30)]);
+        let failed: Vec<bool> = results.errors.iter().map(Option::is_some).collect();
+        assert_eq!(failed, [false, true, true, false]);
+        let odd = RowResults { values: vec![Some(vec![f32::NAN]), Some(vec![1.0])], errors: vec![None, None] };
+        assert_eq!(odd.refuse_non_finite(|v| v).values, [None, Some(vec![1.0])]);
+    }
+
+    #[test]
+    fn probabilities_do_not_overflow() {
+        assert_eq!(probability(0.0, 0.0), 0.5);
+        assert_eq!((probability(200.0, -200.0), probability(-200.0, 200.0)), (1.0, 0.0));
+    }
+}

@@ -1,0 +1,131 @@
+//! `reason`: sampled reasoning traces and what each predicts (METHOD sections 11 and 12).
+
+use crate::{
+    InputReader, OutputWriter, Stage, StageContext, StageError,
+    columns::{Table, TableBuilder},
+    language::{self, RowResults, probability},
+    predictions::same_rows,
+};
+use rallrec_core::{params::ReasonParams, rng::row_rng};
+use rallrec_llm::{GenerateRequest, Generation, LanguageModel, Sampling};
+use rallrec_recsys::{prompt::reasoning_prompt, trace::parse_prediction};
+use std::ops::ControlFlow;
+
+/// Tokens computed together when the traces are read again for their logits: bounds memory, not results.
+const RESCORE_TOKENS: usize = 4096;
+
+impl Stage for ReasonParams {
+    fn run(
+        &self,
+        context: &StageContext<'_>,
+        inputs: &dyn InputReader,
+        output: &mut dyn OutputWriter,
+    ) -> Result<(), StageError> {
+        let model = language::model(context)?;
+        let batch = inputs.table("prompts")?;
+        let table = Table::new("prompts", &batch);
+        let sample = table.i64("sample")?;
+        let asked = asked(self, &table, inputs)?;
+        let texts = asked.iter().map(|prompt| Ok(language::chat(&model, "", prompt)? + &self.think_open));
+        let prompts = language::encode_all(&model, texts, self.max_prompt_tokens as usize);
+        let traces = sample_traces(self, context, &model, &prompts, sample)?;
+        traces.record(context, output)?;
+        let p_logit = rescore(self, context, &model, &prompts, &traces.values)?;
+        let written = |of: &dyn Fn(&Generation) -> f64| traces.values.iter().flatten().flatten().map(of).sum::<f64>();
+        output.metric("tokens_written", written(&|t| t.tokens.len() as f64));
+        output.metric("traces_finished", written(&|t| f64::from(u8::from(t.finished))));
+        let out = TableBuilder::default()
+            .i64("sample", "Position among all samples.", sample.to_vec())
+            .text("prompt", "What was asked, with the hint, before the chat template.", asked)
+            .text_lists("text", "The traces, without what opens the thinking.", each(&traces, |t| t.text.clone()))
+            .i32_lists("tokens", "Tokens of each trace.", each(&traces, |t| t.tokens.len() as i32))
+            .f32_lists("seconds", "Seconds from each trace's first to last token.", each(&traces, |t| t.seconds))
+            .f32_lists(
+                "p_parse",
+                "1 yes, 0 no, 0.5 neither, read from each trace's text.",
+                each(&traces, |t| parse_prediction(&t.text, &self.think_close, &self.yes, &self.no)),
+            )
+            .f32_lists(
+                "p_logit",
+                "Softmax over yes and no after each trace; NaN if it left no room in the context.",
+                p_logit,
+            )
+            .text_opt("error", "Why the row failed.", traces.errors);
+        output.write("traces", out.finish()?)
+    }
+}
+
+/// A value of every trace of every row; none for rows that failed.
+fn each<T>(traces: &RowResults<Vec<Generation>>, value: impl Fn(&Generation) -> T) -> Vec<Vec<T>> {
+    traces.values.iter().map(|row| row.iter().flatten().map(&value).collect()).collect()
+}
+
+/// The prompts with the hints of the tuned model's predictions.
+fn asked(params: &ReasonParams, prompts: &Table<'_>, inputs: &dyn InputReader) -> Result<Vec<String>, StageError> {
+    let predictions = if inputs.has("predictions") {
+        let batch = inputs.table("predictions")?;
+        let table = Table::new("predictions", &batch);
+        same_rows("sample", ("prompts", prompts.i64("sample")?), ("predictions", table.i64("sample")?))?;
+        table.f32_opt("p")?
+    } else {
+        vec![None; prompts.rows()]
+    };
+    let texts = prompts.text("prompt")?.into_iter().zip(predictions);
+    Ok(texts.map(|(text, p)| reasoning_prompt(text, params.hint, p.map(f64::from))).collect())
+}
+
+/// The traces of every prompt.
+fn sample_traces(
+    params: &ReasonParams,
+    context: &StageContext<'_>,
+    model: &LanguageModel,
+    prompts: &[Result<Vec<u32>, String>],
+    sample: &[i64],
+) -> Result<RowResults<Vec<Generation>>, StageError> {
+    let sampling = Sampling {
+        temperature: params.temperature as f32,
+        top_p: params.top_p as f32,
+        max_new_tokens: params.max_new_tokens as usize,
+        stop_tokens: model.tokenizer().end().into_iter().collect(),
+        stop_texts: Vec::new(),
+    };
+    let good: Vec<u64> = prompts.iter().zip(sample).filter(|(p, _)| p.is_ok()).map(|(_, s)| *s as u64).collect();
+    RowResults::of(prompts.to_vec(), |prompts| {
+        let request = |(prompt, row): (Vec<u32>, u64)| GenerateRequest {
+            prompt,
+            samples: (0..u64::from(params.samples)).map(|n| row_rng(context.seed, "reason", row, n)).collect(),
+        };
+        let requests = prompts.into_iter().zip(good).map(request).collect();
+        model.generate(requests, &sampling, params.batch_size as usize, &mut language::watch(context, sample.len()))
+    })
+}
+
+/// The probability of yes after every trace: prompt, trace, closed thinking, then the answer position.
+fn rescore(
+    params: &ReasonParams,
+    context: &StageContext<'_>,
+    model: &LanguageModel,
+    prompts: &[Result<Vec<u32>, String>],
+    traces: &[Option<Vec<Generation>>],
+) -> Result<Vec<Vec<f32>>, StageError> {
+    let answers = [language::answer_token(model, &params.yes)?, language::answer_token(model, &params.no)?];
+    let close = params.think_close.as_str();
+    let mut closed = Vec::new();
+    for (prompt, traces) in prompts.iter().zip(traces) {
+        let (Ok(prompt), Some(traces)) = (prompt, traces) else { continue };
+        for trace in traces {
+            let thought = trace.text.rsplit_once(close).map_or(trace.text.as_str(), |(before, _)| before);
+            let rest = model.encode(&format!("{thought}{close}\n\n"))?;
+            closed.push([prompt.as_slice(), &rest].concat());
+        }
+    }
+    let mut unless_cancelled =
+        |_| if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let mut scored = model.score(&closed, &answers, RESCORE_TOKENS, &mut unless_cancelled)?.into_iter();
+    let mut next = || match scored.next() {
+        Some(Ok(logits)) => probability(logits[0], logits[1]),
+        // The only way for one trace to fail is that it fills the context.
+        Some(Err(_)) | None => f32::NAN,
+    };
+    Ok(traces.iter().map(|row| row.iter().flatten().map(|_| next()).collect()).collect())
+}

@@ -1,0 +1,143 @@
+//! One attempt, from the offer to the last report.
+
+use crate::{Worker, input::TaskInputs, output::TaskOutput};
+use rallrec_core::{
+    ids::{TimeMs, WorkerId},
+    params::StageParams,
+    task::{FailureClass, Outcome, Progress, TaskOffer, TaskReport},
+};
+use rallrec_queue::QueueError;
+use rallrec_stages::{ModelSource, ProgressSink, StageContext, StageError, stage};
+use rallrec_store::{Committed, StoreError};
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::{runtime::Handle, sync::watch};
+
+/// Least time between two progress reports of a task: often enough for a person, rarely enough for a queue.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+/// Program and version, as manifests name them.
+pub fn program() -> String {
+    concat!("rallrec ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// Runs an attempt and reports how it went. Only the queue's own failures are errors.
+pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Result<(), QueueError> {
+    let report = |outcome| TaskReport {
+        run: offer.run.clone(),
+        task: offer.task,
+        attempt: offer.attempt,
+        worker: id.clone(),
+        outcome,
+    };
+    let send = async |outcome| worker.queue.report(rallrec_proto::encode_report(&report(outcome))).await;
+    send(Outcome::Started).await?;
+    let (progress, mut heard) = watch::channel(Progress::default());
+    let mut thread = {
+        let (worker, offer, handle) = (worker.clone(), offer.clone(), Handle::current());
+        tokio::task::spawn_blocking(move || attempt(&worker, offer, &handle, &Sink(progress)))
+    };
+    let mut look = tokio::time::interval(PROGRESS_EVERY);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut thread => break ended,
+            _ = look.tick() => {
+                if heard.has_changed().unwrap_or(false) {
+                    let latest = heard.borrow_and_update().clone();
+                    // A queue that is gone shows at the last report; the stage's thread is waited for in any case.
+                    let _ = send(Outcome::Progress(latest)).await;
+                }
+            }
+        }
+    };
+    let outcome = match ended {
+        Ok(Ok(committed)) => Outcome::Committed { summary: committed.manifest.summary(), first: committed.first },
+        Ok(Err(error)) => Outcome::Failed { class: error.class(), message: error.to_string() },
+        // Outside the stage itself: reading inputs, committing.
+        Err(join) => Outcome::Failed { class: FailureClass::Permanent, message: format!("a bug in rallrec: {join}") },
+    };
+    send(outcome).await
+}
+
+struct Sink(watch::Sender<Progress>);
+
+impl ProgressSink for Sink {
+    fn report(&self, progress: Progress) {
+        self.0.send_replace(progress);
+    }
+}
+
+/// Computes and commits, on the stage's own thread.
+fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) -> Result<Committed, StageError> {
+    let started = Instant::now();
+    let params = StageParams::from_json(offer.kind, offer.params.clone())
+        .map_err(|e| StageError::Invalid(format!("parameters of a {} stage from another version: {e}", offer.kind)))?;
+    let path = |source: Option<&rallrec_core::plan::PinnedSource>| match source {
+        Some(source) => worker.sources.get(&source.digest).cloned().map(Some).ok_or_else(|| missing(source)),
+        None => Ok(None),
+    };
+    let model_path: Option<PathBuf> = path(offer.model.as_ref())?;
+    let context = StageContext {
+        seed: offer.seed,
+        rows: offer.rows,
+        model: offer.model.as_ref().zip(model_path).map(|(m, path)| ModelSource { digest: m.digest.clone(), path }),
+        data: path(offer.data.as_ref())?,
+        device: &worker.device,
+        models: &worker.models,
+        progress,
+        cancel: &worker.cancel,
+    };
+    let inputs = TaskInputs::new(worker.store.clone(), handle.clone(), &offer);
+    let mut output = TaskOutput::new(worker.store.clone(), handle.clone(), offer.clone());
+    // What a panicking stage leaves is thrown away with its output.
+    let ran = catch_unwind(AssertUnwindSafe(|| stage(params).run(&context, &inputs, &mut output)));
+    let failed = match ran {
+        Ok(Ok(())) => return output.commit(started.elapsed().as_secs_f64(), now()),
+        Ok(Err(error)) => error,
+        Err(panic) => {
+            StageError::Invalid(format!("the stage panicked, which is a bug in rallrec: {}", panic_message(panic)))
+        }
+    };
+    output.discard();
+    Err(failed)
+}
+
+fn missing(source: &rallrec_core::plan::PinnedSource) -> StageError {
+    StageError::Transient(format!(
+        "{} ({}) is not on this machine; run `rallrec doctor` there",
+        source.name, source.source
+    ))
+}
+
+/// This machine's clock.
+pub(crate) fn now() -> TimeMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    TimeMs(since.as_millis() as u64)
+}
+
+fn panic_message(payload: Box<dyn Any + Send>) -> String {
+    match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(payload) => payload.downcast::<&str>().map_or_else(|_| "no message".to_owned(), |text| (*text).to_owned()),
+    }
+}
+
+/// What a stage should make of a store's failure.
+pub(crate) fn from_store(error: StoreError) -> StageError {
+    if error.is_full() {
+        return StageError::Resource(format!("{error}; free space there, or name another store with --store"));
+    }
+    match error {
+        StoreError::Object { .. } | StoreError::Folder { .. } | StoreError::Conflict { .. } => {
+            StageError::Transient(error.to_string())
+        }
+        StoreError::Corrupt { .. }
+        | StoreError::Journal { .. }
+        | StoreError::Encode { .. }
+        | StoreError::Overwrites => StageError::Invalid(error.to_string()),
+    }
+}
