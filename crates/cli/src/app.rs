@@ -1,0 +1,136 @@
+//! From the command line to the command: the only module that knows all of them.
+
+use crate::{
+    args::{Cli, Command, Global, PipelineArgs},
+    console::{Console, LogWriter},
+    data, doctor, explain,
+    failure::{DONE, Failure},
+    home::Home,
+    load::{self, Absent},
+    plan_view, report,
+    run::{self, Place},
+    run_lock::RunLocks,
+    runs,
+    sources::{Patience, Role, Sources, catalogue},
+};
+use clap::{CommandFactory, Parser};
+use rallrec_core::plan::Plan;
+use rallrec_store::Store;
+use std::{path::PathBuf, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    // Wrong arguments end here with exit code 2, which is that of invalid input.
+    let cli = Cli::parse();
+    let console = Console::new(cli.global.color);
+    log_to_stderr(cli.global.verbose, &console);
+    match dispatch(cli, &console) {
+        Ok(()) => ExitCode::from(DONE),
+        Err(failure) => {
+            match &failure {
+                Failure::Pipeline(findings) => console.note(findings.trim_end()),
+                Failure::Interrupted { .. } => console.note(&failure.to_string()),
+                _ => console.error(&failure.to_string()),
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
+    let place = place(&cli.global);
+    match cli.command {
+        Command::Run(args) => runtime()?.block_on(run::run(&place, &args, console)),
+        Command::Validate { pipelines, set } => validate(&place.sources, &pipelines, &set, console),
+        Command::Plan { pipeline, json } => {
+            let plan = plan(&place, &pipeline, console)?;
+            runtime()?.block_on(async { plan_view::show(&open(&place).await?, &plan, json, console).await })
+        }
+        Command::Explain { run, stage, against } => runtime()?
+            .block_on(async { explain::show(&open(&place).await?, &run, &stage, against.as_deref(), console).await }),
+        Command::Runs { json } => {
+            let locks = RunLocks::new(place.home.store());
+            runtime()?
+                .block_on(async { runs::show(&open(&place).await?, &|run| locks.is_held(run), json, console).await })
+        }
+        Command::Report { run, format } => {
+            runtime()?.block_on(async { report::show(&open(&place).await?, &run, format, console).await })
+        }
+        Command::Schema => {
+            let schema = rallrec_core::schema::json_schema();
+            console.print(&serde_json::to_string_pretty(&schema).map_err(anyhow::Error::from)?);
+            Ok(())
+        }
+        Command::Data { action } => data::act(&place.sources, Role::Data, &action, console),
+        Command::Models { action } => data::act(&place.sources, Role::Model, &action, console),
+        Command::Doctor => doctor::examine(&place.home, &place.sources, console),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "rallrec", &mut script);
+            console.print_raw(&script);
+            Ok(())
+        }
+    }
+}
+
+fn place(global: &Global) -> Place {
+    let home = Home::new(global.home.clone(), global.store.clone());
+    let sources = Sources::new(home.sources(), catalogue(), Patience::default());
+    Place { home, sources }
+}
+
+/// Opens the store, which makes its folder.
+async fn open(place: &Place) -> Result<Store, Failure> {
+    Ok(Store::local(place.home.store()).await?)
+}
+
+/// Checks every file, and goes on to the next when one is refused.
+fn validate(sources: &Sources, pipelines: &[PathBuf], set: &[String], console: &Console) -> Result<(), Failure> {
+    let mut refused = Vec::new();
+    for path in pipelines {
+        let checked = load::pipeline(path, set, console).and_then(|pipeline| {
+            load::check_names(&pipeline, sources)?;
+            Ok(pipeline)
+        });
+        match checked {
+            Ok(pipeline) => console.print(&format!("{}: ok, {} stages", path.display(), pipeline.stages.len())),
+            Err(failure @ Failure::Unreachable(_)) => return Err(failure),
+            Err(Failure::Invalid(text)) => {
+                refused.extend(text.lines().map(|line| format!("{}: error: {line}", path.display())));
+            }
+            Err(failure) => refused.push(failure.to_string()),
+        }
+    }
+    if refused.is_empty() { Ok(()) } else { Err(Failure::Pipeline(refused.join("\n"))) }
+}
+
+/// Compiles and pins without pulling anything: planning has no effects.
+fn plan(place: &Place, args: &PipelineArgs, console: &Console) -> Result<Plan, Failure> {
+    let pipeline = load::pipeline(&args.pipeline, &args.set, console)?;
+    for name in load::absent(&pipeline, &place.sources)? {
+        console.note(&format!("source `{name}` is not here yet; `run` pulls it"));
+    }
+    let pinned = load::pin_shown(&pipeline, &args.pipeline, &place.home, &place.sources, Absent::Expect, console)?;
+    Plan::new(&pipeline, &pinned.pins).map_err(|e| Failure::Invalid(e.to_string()))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Failure::Other(e.into()))
+}
+
+fn log_to_stderr(verbose: u8, console: &Console) {
+    let default = match verbose {
+        0 => "warn",
+        1 => {
+            "warn,rallrec=info,rallrec_cli=info,rallrec_core=info,rallrec_store=info,rallrec_queue=info,rallrec_coordinator=info,rallrec_worker=info,rallrec_stages=info,rallrec_llm=info,rallrec_recsys=info"
+        }
+        _ => {
+            "info,rallrec=debug,rallrec_cli=debug,rallrec_core=debug,rallrec_store=debug,rallrec_queue=debug,rallrec_coordinator=debug,rallrec_worker=debug,rallrec_stages=debug,rallrec_llm=debug,rallrec_recsys=debug"
+        }
+    };
+    let filter = EnvFilter::try_from_env("RALLREC_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let writer = LogWriter(console.clone());
+    let color = console.colors_stderr();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(move || writer.clone()).init();
+}

@@ -1,0 +1,219 @@
+//! The command line's grammar: what can be asked. What it does is in the modules of the same names.
+
+use crate::console::ColorChoice;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    a stage failed
+  2    invalid input: a pipeline, an option, or a file of the wrong content
+  3    a file or service that is needed cannot be reached
+  130  interrupted; the run can be resumed
+
+Start with: rallrec doctor, then rallrec run pipelines/quickstart.yaml";
+
+/// Runs the RALLRec+ recommendation method over whole data sets.
+#[derive(Debug, Parser)]
+#[command(name = "rallrec", version, about, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Folder for sources, the store and what else is kept on this machine
+    #[arg(long, global = true, env = "RALLREC_HOME", default_value = "./.rallrec", value_name = "FOLDER")]
+    pub home: PathBuf,
+    /// Folder of the artifact store, if not HOME/store
+    #[arg(long, global = true, env = "RALLREC_STORE", value_name = "FOLDER")]
+    pub store: Option<PathBuf>,
+    /// Log more to stderr; twice for debugging. RALLREC_LOG takes a filter, for example `rallrec_worker=trace`
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// When to colour
+    #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
+    pub color: ColorChoice,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a pipeline in this process, reusing what the store holds; resumes an unfinished run of the same plan
+    Run(RunArgs),
+    /// Check pipelines and print every error with its place
+    Validate {
+        /// The files
+        #[arg(required = true, value_name = "PIPELINE")]
+        pipelines: Vec<PathBuf>,
+        /// Override a value under `params:`
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
+    /// Show a pipeline's stages and tasks, what would be reused, and why the rest would not
+    Plan {
+        /// The pipeline and its overrides
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say why a stage of a run could not reuse an earlier result: which fields of its key changed
+    Explain {
+        /// The run: an id, the beginning of one, or `last`
+        run: String,
+        /// The stage's name
+        stage: String,
+        /// The run to compare with; by default the latest earlier run of the same pipeline
+        #[arg(long, value_name = "RUN")]
+        against: Option<String>,
+    },
+    /// List the runs in the store
+    Runs {
+        /// Print JSON, one line a run
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the metrics of a run
+    Report {
+        /// The run: an id, the beginning of one, or `last`
+        run: String,
+        /// How to print it
+        #[arg(long, default_value = "md")]
+        format: ReportFormat,
+    },
+    /// Print the JSON Schema of pipeline files, for editors
+    Schema,
+    /// Data sets: list them, or pull one
+    Data {
+        /// What to do with them
+        #[command(subcommand)]
+        action: SourceAction,
+    },
+    /// Language models: list them, or pull one
+    Models {
+        /// What to do with them
+        #[command(subcommand)]
+        action: SourceAction,
+    },
+    /// Check this machine: say what is missing, and the command that fixes it
+    Doctor,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A pipeline and its overrides.
+#[derive(Clone, Debug, Args)]
+pub struct PipelineArgs {
+    /// The pipeline file
+    pub pipeline: PathBuf,
+    /// Override a value under `params:`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The pipeline and its overrides.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Never pull a source; fail if one is missing
+    #[arg(long)]
+    pub offline: bool,
+    /// Tasks computed at the same time; by default half the cores, since a task uses several itself
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub slots: Option<u32>,
+    /// Where to compute: auto, cpu, or cuda:N
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub device: String,
+    /// Begin a new run even if an unfinished one could be resumed
+    #[arg(long)]
+    pub new: bool,
+    /// Print events as JSON, one a line, in place of progress and the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with sources.
+#[derive(Debug, Subcommand)]
+pub enum SourceAction {
+    /// List those that are known, and which are here
+    List {
+        /// Hash the files of those that are here again
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Pull one, check it against its pinned SHA-256, and keep it under HOME/sources
+    Pull {
+        /// Its name
+        name: String,
+        /// Take the files from here: a folder, a .zip, a .tar.gz or .tar.xz, or the one file itself
+        #[arg(long, value_name = "PATH")]
+        from: Option<PathBuf>,
+        /// If it is here already, hash its files again
+        #[arg(long)]
+        verify: bool,
+    },
+}
+
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// Markdown.
+    Md,
+    /// JSON, one object a metric.
+    Json,
+}
+
+fn device(text: &str) -> Result<String, String> {
+    let number = text.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok());
+    if number || text == "auto" || text == "cpu" {
+        Ok(text.to_owned())
+    } else {
+        Err("use auto, cpu, or cuda:N, for example cuda:0".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn devices_are_checked_early() {
+        assert!(["auto", "cpu", "cuda:0", "cuda:12"].iter().all(|d| device(d).is_ok()));
+        assert!(["gpu", "cuda", "cuda:", "cuda:x"].iter().all(|d| device(d).is_err()));
+    }
+
+    #[test]
+    fn exit_codes_stand_in_the_help() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("130  interrupted"), "{help}");
+    }
+
+    #[test]
+    fn overrides_repeat() {
+        let cli =
+            Cli::try_parse_from(["rallrec", "run", "p.yaml", "--set", "a=1", "--set", "b=2", "--home", "h"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("not a run") };
+        assert_eq!(run.pipeline.set, ["a=1", "b=2"]);
+        assert_eq!(cli.global.home, PathBuf::from("h"));
+    }
+}

@@ -1,0 +1,185 @@
+//! From a pipeline file on disk to a validated pipeline with its sources in place and pinned.
+//!
+//! Paths in `file:` sources are taken from the pipeline file's folder, so that a pipeline means the same wherever it
+//! is started from.
+
+use crate::{
+    console::Console,
+    failure::Failure,
+    home::Home,
+    pull_view::PullView,
+    sources::{DigestCache, PullEvent, Role, SourceError, Sources},
+};
+use rallrec_core::{
+    plan::Pins,
+    spec::{Pipeline, Source, compile},
+};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What a pipeline's declared models and data sets turned out to be.
+#[derive(Clone, Debug, Default)]
+pub struct Pinned {
+    /// Digests by declared name.
+    pub pins: Pins,
+    /// Where the content of each digest lies: a folder, or one file.
+    pub places: BTreeMap<String, PathBuf>,
+}
+
+/// Reads and compiles a pipeline file. Warnings are printed.
+///
+/// # Errors
+/// [`Failure::Pipeline`] with every finding; [`Failure::Unreachable`] when the file cannot be read.
+pub fn pipeline(path: &Path, set: &[String], console: &Console) -> Result<Pipeline, Failure> {
+    let overrides = overrides(set)?;
+    let name = path.display().to_string();
+    let bytes = fs::read(path).map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| Failure::Invalid(format!("{name}: not UTF-8 text (byte {})", e.utf8_error().valid_up_to())))?;
+    let pipeline = compile(&name, &text, &overrides).map_err(|found| Failure::Pipeline(found.to_string()))?;
+    if !pipeline.warnings.is_empty() {
+        console.note(pipeline.warnings.to_string().trim_end());
+    }
+    Ok(pipeline)
+}
+
+/// The `--set NAME=VALUE` of a command line.
+fn overrides(set: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    set.iter()
+        .map(|text| match text.split_once('=') {
+            Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),
+            _ => Err(Failure::Invalid(format!("--set {text}: write NAME=VALUE, for example --set alpha=0.3"))),
+        })
+        .collect()
+}
+
+/// What to do about a source of the catalogue that is not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// Pull it.
+    Pull,
+    /// Fail.
+    Refuse,
+    /// Go on with the digest that it is expected to have: enough to plan with, not to run.
+    Expect,
+}
+
+/// Checks that every catalogue name of a pipeline exists and has the right role. Touches nothing.
+///
+/// # Errors
+/// [`Failure::Invalid`] that names every wrong source.
+pub fn check_names(pipeline: &Pipeline, sources: &Sources) -> Result<(), Failure> {
+    let mut wrong = Vec::new();
+    for (role, declared) in declared(pipeline) {
+        if declared.source.starts_with("file:") {
+            continue;
+        }
+        let why = match sources.entry(&declared.source) {
+            Ok(entry) if entry.role == role => continue,
+            Ok(entry) => format!("`{}` is {}, not {}", declared.source, entry.role.noun(), role.noun()),
+            Err(error) => error.to_string(),
+        };
+        wrong.push(format!("{}.{}: {why}", role.command(), declared.name));
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(Failure::Invalid(wrong.join("\n"))) }
+}
+
+/// Finds, pulls if allowed, and pins everything that a pipeline declares.
+///
+/// # Errors
+/// See [`SourceError`].
+pub fn pin(
+    pipeline: &Pipeline,
+    file: &Path,
+    home: &Home,
+    sources: &Sources,
+    absent: Absent,
+    on: &dyn Fn(PullEvent),
+) -> Result<Pinned, Failure> {
+    check_names(pipeline, sources)?;
+    let base = file.parent().unwrap_or(Path::new(""));
+    let mut cache = DigestCache::open(home.digests());
+    let mut pinned = Pinned::default();
+    for (role, declared) in declared(pipeline) {
+        let (digest, place) = match declared.source.strip_prefix("file:") {
+            Some(path) => {
+                let path = base.join(path);
+                (cache.digest(&path)?, path)
+            }
+            None => catalogued(role, &declared.source, sources, absent, on)?,
+        };
+        pinned.places.insert(digest.clone(), place);
+        let digests = match role {
+            Role::Model => &mut pinned.pins.models,
+            Role::Data => &mut pinned.pins.data,
+        };
+        digests.insert(declared.name.clone(), digest);
+    }
+    cache.save();
+    Ok(pinned)
+}
+
+/// Digest and place of a source of the catalogue. A source of one file is that file, as a `file:` source would be.
+fn catalogued(
+    role: Role,
+    name: &str,
+    sources: &Sources,
+    absent: Absent,
+    on: &dyn Fn(PullEvent),
+) -> Result<(String, PathBuf), Failure> {
+    let folder = sources.folder(name);
+    let record = match (sources.pulled(name, false)?, absent) {
+        (Some(record), _) => record,
+        (None, Absent::Pull) => sources.pull(name, None, on)?,
+        (None, Absent::Expect) => {
+            let digest = sources.entry(name)?.expected_digest();
+            return Ok((digest.unwrap_or_else(|| format!("{name}, not pulled yet")), folder));
+        }
+        (None, Absent::Refuse) => {
+            return Err(SourceError::Offline { name: name.to_owned(), folder, command: role.command() }.into());
+        }
+    };
+    let place = match record.files.as_slice() {
+        [file] => folder.join(&file.name),
+        _ => folder,
+    };
+    Ok((record.digest, place))
+}
+
+/// Pins with pulls shown on the terminal.
+///
+/// # Errors
+/// As [`pin`].
+pub fn pin_shown(
+    pipeline: &Pipeline,
+    file: &Path,
+    home: &Home,
+    sources: &Sources,
+    absent: Absent,
+    console: &Console,
+) -> Result<Pinned, Failure> {
+    let view = PullView::new(console.clone());
+    pin(pipeline, file, home, sources, absent, &|event| view.show(event))
+}
+
+/// Names of the declared catalogue sources that are not here.
+///
+/// # Errors
+/// When a source that is here cannot be read.
+pub fn absent(pipeline: &Pipeline, sources: &Sources) -> Result<Vec<String>, Failure> {
+    let mut names = Vec::new();
+    for (_, declared) in declared(pipeline).filter(|(_, d)| !d.source.starts_with("file:")) {
+        if sources.pulled(&declared.source, false)?.is_none() && !names.contains(&declared.source) {
+            names.push(declared.source.clone());
+        }
+    }
+    Ok(names)
+}
+
+fn declared(pipeline: &Pipeline) -> impl Iterator<Item = (Role, &Source)> {
+    let models = pipeline.models.iter().map(|s| (Role::Model, s));
+    models.chain(pipeline.data.iter().map(|s| (Role::Data, s)))
+}

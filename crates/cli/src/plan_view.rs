@@ -1,0 +1,212 @@
+//! `plan`: the stages as a tree, what each would reuse, and why the rest would not.
+
+use crate::{
+    console::{Console, Mark, marked, thousands},
+    failure::Failure,
+    history,
+    preview::{StagePreview, preview},
+    tree,
+};
+use rallrec_core::{
+    ids::RunId,
+    plan::{Plan, why_changed},
+};
+use rallrec_store::Store;
+use serde::Serialize;
+
+/// One stage, as `plan --json` prints it.
+#[derive(Debug, Serialize)]
+struct StageLine {
+    #[serde(flatten)]
+    preview: StagePreview,
+    /// Stages that it reads.
+    needs: Vec<String>,
+    /// Why it is not reused as a whole; empty when it is.
+    why: Vec<String>,
+}
+
+/// The whole answer, as `plan --json` prints it.
+#[derive(Debug, Serialize)]
+struct PlanLines<'a> {
+    pipeline: &'a str,
+    compared_with: Option<String>,
+    stages: Vec<StageLine>,
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// When the store cannot be reached.
+pub async fn show(store: &Store, plan: &Plan, json: bool, console: &Console) -> Result<(), Failure> {
+    let previews = preview(store, plan).await?;
+    let earlier = latest_of(store, plan, None).await?;
+    let stages = lines(plan, previews, earlier.as_ref());
+    let compared_with = earlier.map(|(run, _)| run.to_string());
+    let lines = PlanLines { pipeline: &plan.pipeline, compared_with, stages };
+    if json {
+        console.print(&serde_json::to_string_pretty(&lines).map_err(anyhow::Error::from)?);
+    } else {
+        for line in text(plan, &lines, console.colors_stdout()) {
+            console.print(&line);
+        }
+    }
+    Ok(())
+}
+
+/// The latest run of the same pipeline, before `before` if that is given.
+///
+/// # Errors
+/// When the store cannot be reached.
+pub async fn latest_of(store: &Store, plan: &Plan, before: Option<&RunId>) -> Result<Option<(RunId, Plan)>, Failure> {
+    let mut plans = history::plans(store).await?;
+    plans.retain(|(run, p)| p.pipeline == plan.pipeline && before.is_none_or(|b| run < b));
+    Ok(plans.pop())
+}
+
+fn lines(plan: &Plan, previews: Vec<StagePreview>, earlier: Option<&(RunId, Plan)>) -> Vec<StageLine> {
+    plan.stages
+        .iter()
+        .zip(previews)
+        .map(|(stage, preview)| {
+            let mut needs: Vec<String> = stage
+                .needs
+                .iter()
+                .filter_map(|n| plan.stages.get(n.stage as usize))
+                .map(|s| s.name.to_string())
+                .collect();
+            needs.dedup();
+            let why = match earlier {
+                _ if preview.is_complete() => Vec::new(),
+                None => vec!["no earlier run of this pipeline is in the store".to_owned()],
+                Some((run, old)) => match why_changed(old, plan, &stage.name) {
+                    same if same.is_empty() => vec![format!("the same as in run {run}, which did not finish it")],
+                    changes => changes.iter().map(ToString::to_string).collect(),
+                },
+            };
+            StageLine { preview, needs, why }
+        })
+        .collect()
+}
+
+fn text(plan: &Plan, lines: &PlanLines<'_>, color: bool) -> Vec<String> {
+    let needs: Vec<Vec<usize>> =
+        plan.stages.iter().map(|s| s.needs.iter().map(|n| n.stage as usize).collect()).collect();
+    let layout = tree::layout(&needs);
+    let width = |l: &tree::Line| l.lead.chars().count() + plan.stages[l.node].name.0.chars().count();
+    let widest = layout.iter().map(width).max().unwrap_or(0);
+    let mut out = vec![marked(color, Mark::Bold, &headline(lines))];
+    let mut said: Option<&[String]> = None;
+    for line in &layout {
+        let (stage, info) = (&plan.stages[line.node], &lines.stages[line.node]);
+        let pad = " ".repeat(widest - width(line) + 2);
+        let also: Vec<&str> = line.also.iter().map(|&n| plan.stages[n].name.0.as_str()).collect();
+        let also = if also.is_empty() {
+            String::new()
+        } else {
+            marked(color, Mark::Dim, &format!("  (also needs {})", also.join(", ")))
+        };
+        out.push(format!(
+            "{}{}{pad}{:<9} {}{also}",
+            line.lead,
+            stage.name,
+            stage.kind.to_string(),
+            state(&info.preview, color)
+        ));
+        // A reason that holds for a whole branch is said once, at its top.
+        if !info.why.is_empty() && said != Some(&info.why) {
+            out.extend(
+                info.why.iter().map(|w| format!("{}{}", line.below, marked(color, Mark::Yellow, &format!("why: {w}")))),
+            );
+            said = Some(&info.why);
+        }
+    }
+    out
+}
+
+fn headline(lines: &PlanLines<'_>) -> String {
+    let known: u64 = lines.stages.iter().filter_map(|s| s.preview.tasks).sum();
+    let reused: u64 = lines.stages.iter().map(|s| s.preview.reused).sum();
+    let open = lines.stages.iter().filter(|s| s.preview.tasks.is_none()).count();
+    let later =
+        if open == 0 { String::new() } else { format!(", and those of {open} stages whose input is not there yet") };
+    format!(
+        "{}: {} stages, {} tasks{later}; {} reused, {} to run",
+        lines.pipeline,
+        lines.stages.len(),
+        thousands(known),
+        thousands(reused),
+        thousands(known - reused)
+    )
+}
+
+fn state(preview: &StagePreview, color: bool) -> String {
+    let count = |n: u64| if n == 1 { "1 task".to_owned() } else { format!("{} tasks", thousands(n)) };
+    match preview.tasks {
+        None => format!("{:<12} {}", "? tasks", marked(color, Mark::Yellow, "known when its input is there")),
+        Some(n) if n == preview.reused => format!("{:<12} {}", count(n), marked(color, Mark::Green, "reused")),
+        Some(n) if preview.reused == 0 => format!("{:<12} {}", count(n), marked(color, Mark::Yellow, "to run")),
+        Some(n) => format!(
+            "{:<12} {}",
+            count(n),
+            marked(color, Mark::Yellow, &format!("{} reused", thousands(preview.reused)))
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rallrec_core::{plan::Pins, spec::compile};
+
+    const PIPELINE: &str = "
+rallrec: 1
+name: p
+params: {above: 3}
+data: {ratings: {source: movielens-100k}}
+stages:
+  dataset:
+    kind: dataset
+    data: ratings
+    with:
+      like_above: ${above}
+  gcn: {kind: lightgcn, needs: {interactions: dataset.interactions, items: dataset.items, users: dataset.users}}
+";
+
+    fn plan(above: &str) -> Plan {
+        let set = [("above".to_owned(), above.to_owned())];
+        let pipeline = compile("p.yaml", PIPELINE, &set).unwrap();
+        let data = [("ratings".to_owned(), "00".to_owned())].into();
+        Plan::new(&pipeline, &Pins { data, ..Pins::default() }).unwrap()
+    }
+
+    async fn drawn(earlier: Option<Plan>) -> Vec<String> {
+        let (store, plan) = (Store::memory(), plan("3"));
+        let previews = preview(&store, &plan).await.unwrap();
+        let earlier = earlier.map(|p| (RunId("r1".into()), p));
+        let stages = lines(&plan, previews, earlier.as_ref());
+        let lines = PlanLines { pipeline: &plan.pipeline, compared_with: None, stages };
+        text(&plan, &lines, false)
+    }
+
+    #[tokio::test]
+    async fn the_tree_says_why_a_stage_is_not_reused() {
+        assert_eq!(
+            drawn(Some(plan("4"))).await,
+            [
+                "p: 2 stages, 2 tasks; 0 reused, 2 to run",
+                "dataset  dataset   1 task       to run",
+                "│  why: with.like_above of dataset: 4.0 -> 3.0",
+                "└─ gcn   lightgcn  1 task       to run",
+                "      why: needs.interactions, needs.items, needs.users changed because dataset: with.like_above: 4.0 -> 3.0",
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_reason_that_holds_for_a_branch_is_said_once() {
+        let lines = drawn(None).await;
+        assert_eq!(lines[2], "│  why: no earlier run of this pipeline is in the store");
+        assert_eq!(lines.len(), 4);
+        assert!(drawn(Some(plan("3"))).await[2].contains("the same as in run r1, which did not finish it"));
+    }
+}

@@ -1,0 +1,196 @@
+//! `run`: queue, workers and coordinator in one process, over a local folder as the store.
+//!
+//! The same code as the cluster's behind the same traits; only what is particular to one process is here: which run
+//! to take up, how many slots, what Ctrl-C does, and what is printed at the end.
+
+use crate::{
+    args::RunArgs,
+    clock,
+    console::{Console, thousands},
+    embedded::{POOL, Session, locked},
+    failure::Failure,
+    history::{self, PLAN_FILE},
+    home::Home,
+    load::{self, Absent},
+    report,
+    run_lock::RunLocks,
+    run_view::{RunView, place},
+    sources::Sources,
+};
+use rallrec_coordinator::RunEnd;
+use rallrec_core::{
+    ids::RunId,
+    plan::Plan,
+    run::{RunOutcome, TaskError},
+};
+use rallrec_store::Store;
+use serde_json::json;
+use std::{
+    fs::File,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+/// Where a command works.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The home folder.
+    pub home: Home,
+    /// Its sources.
+    pub sources: Sources,
+}
+
+/// Runs a pipeline.
+///
+/// # Errors
+/// Every way in which it can end badly; see [`Failure`].
+pub async fn run(place: &Place, args: &RunArgs, console: &Console) -> Result<(), Failure> {
+    let began = Instant::now();
+    let device = rallrec_llm::pick_device(&args.device).map_err(|e| Failure::Unreachable(e.to_string()))?;
+    let pipeline = load::pipeline(&args.pipeline.pipeline, &args.pipeline.set, console)?;
+    let absent = if args.offline { Absent::Refuse } else { Absent::Pull };
+    let pinned = load::pin_shown(&pipeline, &args.pipeline.pipeline, &place.home, &place.sources, absent, console)?;
+    let mut plan = Plan::new(&pipeline, &pinned.pins).map_err(|e| Failure::Invalid(e.to_string()))?;
+    for stage in &mut plan.stages {
+        stage.resources.pool = POOL.to_owned();
+    }
+    let store = Store::local(place.home.store()).await?;
+    let chosen = choose(&store, &RunLocks::new(place.home.store()), &plan, args.new).await?;
+    let verb = if chosen.resumed { "resuming run" } else { "run" };
+    console.note(&format!("{verb} {} of {}, {} stages", chosen.run, plan.pipeline, plan.stages.len()));
+    let view = Arc::new(Mutex::new(RunView::new(&plan, args.json, console)));
+    let session = Session { store, plan: Arc::new(plan), run: chosen.run.clone(), slots: slots(args.slots) };
+    let ended = session.drive(device, pinned.places, &view, console).await;
+    locked(&view, RunView::finish);
+    match ended? {
+        RunEnd::Cancelled => Err(Failure::Interrupted { run: chosen.run, resume: resume_line(std::env::args()) }),
+        RunEnd::Fenced => Err(Failure::Unreachable(format!("run {} was taken over by another process", chosen.run))),
+        RunEnd::Failed { errors } => Err(Failure::Stage(failed(&chosen.run, &session.plan, &errors))),
+        RunEnd::Done => {
+            show_result(&session, args.json, console).await?;
+            let (reused, computed) = locked(&view, |view| view.totals());
+            let time = clock::duration(began.elapsed().as_secs_f64());
+            let counts = format!("{} tasks computed, {} reused", thousands(computed), thousands(reused));
+            console.note(&format!("run {} done in {time}: {counts}", chosen.run));
+            console.note(&format!("store: {}", place.home.store().display()));
+            Ok(())
+        }
+    }
+}
+
+/// The report's table, or for programs the metrics.
+async fn show_result(session: &Session, json: bool, console: &Console) -> Result<(), Failure> {
+    if json {
+        let metrics = report::metrics(&session.store, &session.plan).await?;
+        console.print(&json!({ "event": "report", "run": session.run, "metrics": metrics }).to_string());
+    } else if let Some(markdown) = report::markdown(&session.store, &session.plan).await? {
+        console.print(&markdown);
+    }
+    Ok(())
+}
+
+/// A run to drive, and its lock.
+pub struct Chosen {
+    /// Its id.
+    pub run: RunId,
+    /// Whether an earlier process began it.
+    pub resumed: bool,
+    /// Held while this process drives the run.
+    _lock: File,
+}
+
+/// The latest run of exactly this plan if it is unfinished, else a new one.
+async fn choose(store: &Store, locks: &RunLocks, plan: &Plan, new: bool) -> Result<Chosen, Failure> {
+    if !new && let Some(run) = unfinished(store, plan).await? {
+        return match locks.take(&run)? {
+            Some(lock) => Ok(Chosen { run, resumed: true, _lock: lock }),
+            None => Err(Failure::Unreachable(format!(
+                "run {run} of the same plan is driven by another process; wait for it, or begin another with --new"
+            ))),
+        };
+    }
+    let run = clock::new_run_id();
+    let lock = locks.take(&run)?.ok_or_else(|| anyhow::anyhow!("run id {run} was drawn twice; try again"))?;
+    let json = serde_json::to_vec_pretty(plan).map_err(anyhow::Error::from)?;
+    store.create_run_file(&run, PLAN_FILE, json).await?;
+    Ok(Chosen { run, resumed: false, _lock: lock })
+}
+
+/// The latest run of exactly this plan, unless it ended. A failed run has ended: what it finished is reused anyway.
+async fn unfinished(store: &Store, plan: &Plan) -> Result<Option<RunId>, Failure> {
+    for run in store.runs().await?.into_iter().rev() {
+        let Some(bytes) = store.run_file(&run, PLAN_FILE).await? else { continue };
+        if serde_json::from_slice::<Plan>(&bytes).is_ok_and(|other| other == *plan) {
+            let outcome = history::record(store, &run).await?.outcome;
+            return Ok(matches!(outcome, None | Some(RunOutcome::Cancelled)).then_some(run));
+        }
+    }
+    Ok(None)
+}
+
+/// Most failed tasks that are named at the end; all of them were told when they failed, and are journaled.
+const FAILURES_SHOWN: usize = 5;
+
+fn failed(run: &RunId, plan: &Plan, errors: &[TaskError]) -> String {
+    let tasks = if errors.len() == 1 { "a task".to_owned() } else { format!("{} tasks", errors.len()) };
+    let mut lines = vec![format!("run {run}: {tasks} failed")];
+    lines.extend(errors.iter().take(FAILURES_SHOWN).map(|e| format!("  {}: {}", place(plan, e.task), e.message)));
+    if errors.len() > FAILURES_SHOWN {
+        lines.push(format!("  and {} more", errors.len() - FAILURES_SHOWN));
+    }
+    lines.push("mend the cause and run the same command again: what was finished is reused".to_owned());
+    lines.join("\n")
+}
+
+/// The command line that goes on with this run: the same one, without `--new`.
+fn resume_line(args: impl Iterator<Item = String>) -> String {
+    let quoted = |arg: String| {
+        let plain = |c: char| c.is_alphanumeric() || "-_./=:,@%+".contains(c);
+        if !arg.is_empty() && arg.chars().all(plain) { arg } else { format!("'{}'", arg.replace('\'', "'\\''")) }
+    };
+    args.filter(|a| a != "--new").map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// Half the cores, at least one. A task computes on all cores already (matrices are cut over them), so a slot for
+/// each would only have them wait for each other and hold more working memory; with one slot alone, cores idle while
+/// a task reads, writes or tokenizes.
+fn slots(asked: Option<u32>) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+    asked.unwrap_or((cores / 2).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resume_line_can_be_pasted_into_a_shell() {
+        let args =
+            ["rallrec", "run", "my file.yaml", "--new", "--set", "title=it's", "--slots", "2"].map(str::to_owned);
+        assert_eq!(resume_line(args.into_iter()), r"rallrec run 'my file.yaml' --set 'title=it'\''s' --slots 2");
+    }
+
+    #[test]
+    fn there_is_at_least_one_slot() {
+        assert!(slots(None) >= 1);
+        assert_eq!(slots(Some(3)), 3);
+    }
+
+    #[tokio::test]
+    async fn an_unfinished_run_of_the_same_plan_is_taken_up_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::local(folder.path()).await.unwrap();
+        let locks = RunLocks::new(folder.path());
+        let plan = |name: &str| Plan { version: 1, pipeline: name.into(), stages: vec![] };
+        let first = choose(&store, &locks, &plan("a"), false).await.unwrap();
+        assert!(!first.resumed);
+        assert!(matches!(choose(&store, &locks, &plan("a"), false).await, Err(Failure::Unreachable(_))));
+        assert!(!choose(&store, &locks, &plan("b"), false).await.unwrap().resumed);
+        let id = first.run.clone();
+        drop(first);
+        let again = choose(&store, &locks, &plan("a"), false).await.unwrap();
+        assert!(again.resumed && again.run == id);
+        drop(again);
+        assert!(!choose(&store, &locks, &plan("a"), true).await.unwrap().resumed);
+    }
+}

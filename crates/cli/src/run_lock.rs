@@ -1,0 +1,75 @@
+//! One process drives a run: an operating system lock on a file beside the runs, gone when the process is.
+//!
+//! The journal's numbering is what keeps two coordinators of one run from harming it; the lock only says so early and
+//! kindly, and tells a running run from one that was left.
+
+use crate::failure::Failure;
+use rallrec_core::ids::RunId;
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Tries at a lock that another process has, and the wait between them.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// Locks of the runs of one local store.
+#[derive(Clone, Debug)]
+pub struct RunLocks {
+    folder: PathBuf,
+}
+
+impl RunLocks {
+    /// Locks for the store at `store`.
+    pub fn new(store: &Path) -> Self {
+        Self { folder: store.join("locks") }
+    }
+
+    /// Takes a run's lock, held until the file is dropped; `None` when another process has it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made.
+    pub fn take(&self, run: &RunId) -> Result<Option<File>, Failure> {
+        let path = self.folder.join(format!("{run}.lock"));
+        let failed = |e: std::io::Error| Failure::Unreachable(format!("{}: {e}", path.display()));
+        fs::create_dir_all(&self.folder).map_err(failed)?;
+        let file = File::create(&path).map_err(failed)?;
+        for _ in 0..LOOKS {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                // Someone who only looks (`is_held`) lets go at once; a driver does not.
+                Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN_LOOKS),
+                Err(TryLockError::Error(e)) => return Err(failed(e)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether some process holds a run's lock now.
+    pub fn is_held(&self, run: &RunId) -> bool {
+        match File::open(self.folder.join(format!("{run}.lock"))) {
+            Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+            Err(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_has_one_driver_at_a_time() {
+        let store = tempfile::tempdir().unwrap();
+        let (locks, run) = (RunLocks::new(store.path()), RunId("r".into()));
+        assert!(!locks.is_held(&run));
+        let lock = locks.take(&run).unwrap();
+        assert!(lock.is_some() && locks.is_held(&run));
+        assert!(locks.take(&run).unwrap().is_none());
+        drop(lock);
+        assert!(!locks.is_held(&run));
+        assert!(locks.take(&run).unwrap().is_some());
+    }
+}
