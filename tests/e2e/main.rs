@@ -1,0 +1,9 @@
+//! End-to-end tests: the real binary, the real language model, real files, and `kill -9`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod architecture;
+mod golden;
+mod kill;
+mod pipeline;
+mod support;
