@@ -87,7 +87,7 @@ impl LanguageModel {
 
     /// One vector a prompt, \[hidden size\]: the last layer's hidden states after the final norm, pooled (eq. 2, 3).
     ///
-    /// `batch_tokens` bounds the tokens computed at once, thus memory: about 30 KB a token for a model of width 576.
+    /// `batch_tokens` bounds the tokens computed at once, thus memory.
     ///
     /// # Errors
     /// [`LlmError::Cancelled`]. A prompt that is empty or longer than the context is an error of its row alone.

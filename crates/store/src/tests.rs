@@ -74,6 +74,23 @@ async fn the_first_commit_wins_and_the_late_one_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn one_attempt_delivered_twice_does_not_harm_what_is_committed() {
+    let (_folder, stores) = stores().await;
+    for store in stores {
+        let named = |name: &str| Producer { offer: offer(1), program: "test".into(), writer: name.into() };
+        let mut slow = ArtifactWriter::new(store.clone(), named("a"));
+        let mut fast = ArtifactWriter::new(store.clone(), named("b"));
+        slow.write("t", &batch(&[1])).await.unwrap();
+        fast.write("t", &batch(&[2])).await.unwrap();
+        assert!(fast.commit(0.0, TimeMs(0)).await.unwrap().first);
+        let late = slow.commit(0.0, TimeMs(0)).await.unwrap();
+        assert!(!late.first);
+        let (_, batches) = store.read_table(&late.manifest.tables["t"], None).await.unwrap();
+        assert_eq!(column(&batches), [2]);
+    }
+}
+
+#[tokio::test]
 async fn rows_are_read_by_range_and_empty_tables_keep_their_schema() {
     let store = Store::memory();
     let mut out = writer(&store, 1);

@@ -90,6 +90,25 @@ fn a_permanent_failure_ends_the_run_but_not_what_does_not_depend_on_it() {
 }
 
 #[test]
+fn bad_rows_are_bounded_over_the_stage_and_not_over_each_shard() {
+    let mut bounded = row_wise(1, vec![need(0, "a", Mode::Drive)], 2);
+    bounded.max_bad_rows = 3;
+    let mut state = start(vec![source(), bounded]);
+    probe(&mut state, SOURCE, Some(&[("a", 4)]));
+    let found = |shard| {
+        let found = Some(ArtifactSummary { bad_rows: 2, ..Default::default() });
+        Input::Probed { task: TaskId { stage: 1, shard }, after: 0, found }
+    };
+    tell(&mut state, 0, found(0)).unwrap();
+    assert!(matches!(state.task(TaskId { stage: 1, shard: 0 }), Some(TaskState::Done(_))));
+    tell(&mut state, 0, found(1)).unwrap();
+    assert!(matches!(state.task(TaskId { stage: 1, shard: 1 }), Some(TaskState::Failed(_))));
+    let view = state.view();
+    let message = &view.stages[1].error.as_ref().unwrap().message;
+    assert!(message.starts_with("4 bad rows in the stage so far, and max_bad_rows is 3"), "{message}");
+}
+
+#[test]
 fn transient_failures_wait_and_then_use_up_the_attempts() {
     let mut state = start(vec![source()]);
     let mut now = 0;
