@@ -9,9 +9,9 @@
 
 use crate::{
     LlmError,
-    attention::{Segment, attend},
+    attention::{HeadWeights, Segment, attend},
+    checkpoint::{Checkpoint, HEAD},
     config::ModelConfig,
-    gguf::GgufFile,
     host::{RopeTable, add_rms_norm, floats, matrix, read, swiglu},
     kv::{KvPool, Sequence},
 };
@@ -28,6 +28,7 @@ struct Block {
     attention_norm: Vec<f32>,
     /// Queries, keys and values beside one another.
     qkv: Tensor<2>,
+    heads: HeadWeights,
     output: Tensor<2>,
     feed_norm: Vec<f32>,
     /// Gates, then ups.
@@ -54,24 +55,20 @@ pub(crate) struct Step<'a> {
 }
 
 impl Decoder {
-    pub(crate) fn load(file: &GgufFile, device: &Device) -> Result<Self, LlmError> {
-        let config = ModelConfig::from_gguf(file)?;
+    pub(crate) fn load(weights: &dyn Checkpoint, device: &Device) -> Result<Self, LlmError> {
+        let config = weights.config().clone();
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
-        let embedding = file.values("token_embd.weight", &[vocabulary, hidden])?;
-        let head = if file.tensor("output.weight").is_some() {
-            columns(&[&file.values("output.weight", &[vocabulary, hidden])?], hidden)
-        } else {
+        let embedding = weights.matrix("model.embed_tokens.weight", vocabulary, hidden)?.values();
+        let head = if config.tied_head {
             columns(&[&embedding], hidden)
+        } else {
+            columns(&[&weights.matrix(HEAD, vocabulary, hidden)?.values()], hidden)
         };
-        let factors = match file.tensor("rope_freqs.weight") {
-            Some(_) => Some(file.values("rope_freqs.weight", &[config.head_width / 2])?),
-            None => None,
-        };
-        let rope = RopeTable::new(config.rope_base, config.head_width, config.context, factors.as_deref());
-        let load = |index| Block::load(file, &config, index, device);
+        let rope = RopeTable::new(&config.rope_frequencies(), config.context);
+        let load = |index| Block::load(weights, index, device);
         let blocks = (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?;
         Ok(Self {
-            norm: file.values("output_norm.weight", &[hidden])?,
+            norm: weights.vector("model.norm.weight", hidden)?,
             embedding: matrix(embedding, vocabulary, device),
             head: matrix(head, hidden, device),
             device: device.clone(),
@@ -107,7 +104,7 @@ impl Decoder {
         for (layer, block) in self.blocks.iter().enumerate() {
             let (sum, normed) = add_rms_norm(x, delta, &block.attention_norm, epsilon);
             let qkv = normed.matmul(block.qkv.clone());
-            let attended = attend(qkv, &segments, layer, &self.config, &self.rope, pool);
+            let attended = attend(qkv, &segments, layer, &self.config, &block.heads, &self.rope, pool);
             let attended = attended.matmul(block.output.clone());
             let (sum, normed) = add_rms_norm(sum, Some(attended), &block.feed_norm, epsilon);
             let fed = swiglu(normed.matmul(block.gate_up.clone()));
@@ -146,42 +143,43 @@ impl Decoder {
 }
 
 impl Block {
-    fn load(file: &GgufFile, config: &ModelConfig, index: usize, device: &Device) -> Result<Self, LlmError> {
+    fn load(weights: &dyn Checkpoint, index: usize, device: &Device) -> Result<Self, LlmError> {
+        let config = weights.config();
         let (hidden, feed) = (config.hidden, config.feed_forward);
-        let (query, kv, width) = (config.query_width(), config.kv_width(), config.head_width);
-        let get = |name: &str, shape: &[usize]| file.values(&format!("blk.{index}.{name}.weight"), shape);
-        for bias in ["attn_q.bias", "attn_k.bias", "attn_v.bias"] {
-            if file.tensor(&format!("blk.{index}.{bias}")).is_some() {
-                return Err(file.error(format!("tensor blk.{index}.{bias}: biases are not supported")));
-            }
-        }
-        let q = halves_together(&get("attn_q", &[query, hidden])?, width, hidden);
-        let k = halves_together(&get("attn_k", &[kv, hidden])?, width, hidden);
-        let v = get("attn_v", &[kv, hidden])?;
-        let (gate, up) = (get("ffn_gate", &[feed, hidden])?, get("ffn_up", &[feed, hidden])?);
+        let (query, kv) = (config.query_width(), config.kv_width());
+        let name = |module: &str| format!("model.layers.{index}.{module}");
+        let get = |module: &str, rows, inputs| {
+            Ok::<_, LlmError>(weights.matrix(&name(&format!("{module}.weight")), rows, inputs)?.values())
+        };
+        let vector = |part: &str, length| weights.vector(&name(part), length);
+        let (q, k) = (get("self_attn.q_proj", query, hidden)?, get("self_attn.k_proj", kv, hidden)?);
+        let v = get("self_attn.v_proj", kv, hidden)?;
+        let (gate, up) = (get("mlp.gate_proj", feed, hidden)?, get("mlp.up_proj", feed, hidden)?);
+        let bias = if config.qkv_bias {
+            let parts = [("q", query), ("k", kv), ("v", kv)];
+            let parts = parts.map(|(part, length)| vector(&format!("self_attn.{part}_proj.bias"), length));
+            parts.into_iter().collect::<Result<Vec<_>, _>>()?.concat()
+        } else {
+            Vec::new()
+        };
+        let norm = |part: &str| match config.qk_norm {
+            true => vector(part, config.head_width),
+            false => Ok(Vec::new()),
+        };
         Ok(Self {
-            attention_norm: get("attn_norm", &[hidden])?,
+            attention_norm: vector("input_layernorm.weight", hidden)?,
             qkv: matrix(columns(&[&q, &k, &v], hidden), hidden, device),
-            output: matrix(columns(&[&get("attn_output", &[hidden, query])?], query), query, device),
-            feed_norm: get("ffn_norm", &[hidden])?,
+            heads: HeadWeights {
+                bias,
+                query_norm: norm("self_attn.q_norm.weight")?,
+                key_norm: norm("self_attn.k_norm.weight")?,
+            },
+            output: matrix(columns(&[&get("self_attn.o_proj", hidden, query)?], query), query, device),
+            feed_norm: vector("post_attention_layernorm.weight", hidden)?,
             gate_up: matrix(columns(&[&gate, &up], hidden), hidden, device),
-            down: matrix(columns(&[&get("ffn_down", &[hidden, feed])?], feed), feed, device),
+            down: matrix(columns(&[&get("mlp.down_proj", hidden, feed)?], feed), feed, device),
         })
     }
-}
-
-/// Undoes llama.cpp's order of the query and key rows: within a head it stores rows 0, half, 1, half + 1, …, here the
-/// two halves follow one another, as the rotary embedding of [`RopeTable::rotate`] pairs them.
-fn halves_together(rows: &[f32], head_width: usize, row_width: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(rows.len());
-    for head in rows.chunks_exact(head_width * row_width) {
-        for parity in 0..2 {
-            for row in head.chunks_exact(row_width).skip(parity).step_by(2) {
-                out.extend_from_slice(row);
-            }
-        }
-    }
-    out
 }
 
 /// Matrices \[outputs, inputs\], stacked and transposed: \[inputs, all outputs\].
@@ -208,13 +206,6 @@ fn columns(matrices: &[&[f32]], inputs: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_of_a_head_are_sorted_into_halves() {
-        // Two heads of width 4, rows of width 1, named by what they are: head, half, index.
-        let stored = [0.00, 0.10, 0.01, 0.11, 1.00, 1.10, 1.01, 1.11];
-        assert_eq!(halves_together(&stored, 4, 1), [0.00, 0.01, 0.10, 0.11, 1.00, 1.01, 1.10, 1.11]);
-    }
 
     #[test]
     fn matrices_are_stacked_and_transposed() {
