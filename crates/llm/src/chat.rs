@@ -4,9 +4,9 @@
 //! its fixed default, and the same conversation gives the same prompt every day.
 
 use crate::{LlmError, tokenizer::TextTokenizer};
-use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::{Kwargs, ValueKind}};
 use serde::{Deserialize, Serialize};
-use serde_json::ser::Formatter;
+use serde_json::ser::{Formatter, PrettyFormatter};
 use std::io;
 
 /// One turn of a conversation.
@@ -87,8 +87,9 @@ fn template_error(error: &Error) -> LlmError {
     LlmError::Template(error.to_string())
 }
 
-/// JSON as Python's `json.dumps` writes it: a space after each comma and colon, nothing escaped for HTML.
-fn python_json(value: Value) -> Result<String, Error> {
+/// JSON as Python's `json.dumps` writes it: a space after each comma and colon, or lines with an indent; nothing is
+/// escaped for HTML.
+fn python_json(value: Value, options: Kwargs) -> Result<String, Error> {
     struct Spaced;
     impl Formatter for Spaced {
         fn begin_array_value<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
@@ -103,8 +104,15 @@ fn python_json(value: Value) -> Result<String, Error> {
     }
     let failed = |what: String| Error::new(ErrorKind::BadSerialization, what);
     let mut out = Vec::new();
-    let mut writer = serde_json::Serializer::with_formatter(&mut out, Spaced);
-    value.serialize(&mut writer).map_err(|error| failed(error.to_string()))?;
+    let written = match options.get::<Option<usize>>("indent")? {
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
+        Some(width) => {
+            let indent = " ".repeat(width);
+            let pretty = PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty))
+        }
+    };
+    written.map_err(|error| failed(error.to_string()))?;
     String::from_utf8(out).map_err(|error| failed(error.to_string()))
 }
 
@@ -171,6 +179,28 @@ fn title_word(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_have_the_methods_of_python() {
+        let cases = [
+            ("' ab '.strip() ~ '|' ~ 'xxaxx'.strip('x') ~ '|' ~ 'xa'.lstrip('x') ~ '|' ~ 'a\n'.rstrip('\n')", "ab|a|a|a"),
+            ("'a b'.title() ~ 'aB'.capitalize() ~ 'aB'.upper() ~ 'aB'.lower()", "A BAbABab"),
+            ("'a-b-c'.split('-', 1)[-1] ~ 'a  b'.split()[1] ~ 'aa'.replace('a', 'b') ~ 'aba'.count('a')", "b-cbbb2"),
+            ("{'a': [1, '<é>']} | tojson", r#"{"a": [1, "<é>"]}"#),
+            ("[1] | tojson(indent=2)", "[\n  1\n]"),
+            ("{'a': 1}.get('b', 2) ~ ({'a': 1}.get('b') is none) ~ {'a': 1}.get('a')", "2True1"),
+            ("{'a': 1}.items() | list ~ {'a': 1}.keys() | list", "[['a', 1]]['a']"),
+            ("'abc'.startswith('a') and 'abc'.endswith('c')", "True"),
+        ];
+        for (expression, expected) in cases {
+            let template = ChatTemplate::new(&format!("{{{{ {expression} }}}}"), String::new(), String::new()).unwrap();
+            let rendered = template.render(&[], false).unwrap();
+            assert_eq!(rendered.to_lowercase(), expected.to_lowercase(), "{expression}");
+        }
+        let unknown = ChatTemplate::new("{{ 'a'.zfill(3) }}", String::new(), String::new()).unwrap();
+        let message = unknown.render(&[], false).unwrap_err().to_string();
+        assert!(message.contains("no method zfill"), "{message}");
+    }
 
     #[test]
     fn templates_have_what_they_call() {

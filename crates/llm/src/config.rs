@@ -5,6 +5,11 @@
 
 use crate::{LlmError, gguf::GgufFile, host::PAGE_LANES};
 
+/// Longest context: a table of the rotary embedding's angles is made for all of it.
+const MAX_CONTEXT: usize = 1 << 21;
+/// Largest of the other sizes: a damaged file must not set aside all memory.
+const MAX_SIZE: usize = 1 << 24;
+
 /// How the rotary embedding's frequencies differ from `1 / base^(2 i / head_width)`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
@@ -117,6 +122,13 @@ impl ModelConfig {
 
     /// Refuses shapes that the decoder's loops cannot compute; says what is wrong.
     pub(crate) fn check(&self) -> Result<(), String> {
+        if self.context > MAX_CONTEXT {
+            return Err(format!("a context of {} tokens is more than {MAX_CONTEXT}", self.context));
+        }
+        let sizes = [self.vocabulary, self.hidden, self.feed_forward, self.layers, self.heads, self.head_width];
+        if let Some(size) = sizes.into_iter().find(|&size| size > MAX_SIZE) {
+            return Err(format!("a size of {size} is more than {MAX_SIZE}"));
+        }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!("{} query heads cannot share {} key heads", self.heads, self.kv_heads));
         }

@@ -439,3 +439,49 @@ fn a_gguf_file_of_another_model_is_refused_by_name() {
         assert!(message.contains(expected) && message.contains(".gguf"), "{message}");
     }
 }
+
+#[test]
+fn a_model_file_cut_anywhere_is_refused() {
+    for name in ["qwen3.gguf", "qwen2/model.safetensors"] {
+        let bytes = fs::read(fixtures().join(name)).unwrap();
+        let folder = copy("qwen2");
+        let gguf = name.ends_with(".gguf");
+        let path = folder.path().join(if gguf { "cut.gguf" } else { "model.safetensors" });
+        for length in (0..bytes.len()).step_by(1009).chain([bytes.len() - 1]) {
+            fs::write(&path, &bytes[..length]).unwrap();
+            let message = load(if gguf { &path } else { folder.path() }).err();
+            let message = message.unwrap_or_else(|| panic!("{name} cut to {length} bytes was accepted"));
+            assert!(message.contains(path.to_str().unwrap()), "{message}");
+            assert!(message.contains("cut short") || message.contains("cut or damaged"), "{length}: {message}");
+        }
+    }
+}
+
+#[test]
+fn damage_to_what_describes_a_model_never_panics() {
+    let folder = copy("qwen2");
+    let whole: Vec<(PathBuf, Vec<u8>)> = ["config.json", "model.safetensors", "tokenizer_config.json", "cut.gguf"]
+        .into_iter()
+        .map(|name| {
+            let from = if name == "cut.gguf" { fixtures().join("qwen2.gguf") } else { folder.path().join(name) };
+            (folder.path().join(name), fs::read(from).unwrap())
+        })
+        .collect();
+    for (path, bytes) in whole {
+        let described = bytes.len().min(if path.ends_with("cut.gguf") { 16_000 } else { 2_600 });
+        let mut accepted = 0;
+        for at in (0..described).step_by(if path.ends_with("cut.gguf") { 37 } else { 11 }) {
+            let mut damaged = bytes.clone();
+            damaged[at] = [0x00, 0xFF, bytes[at] ^ 0x80, bytes[at] ^ 1, b'"', b'9'][at % 6];
+            fs::write(&path, damaged).unwrap();
+            let target = if path.ends_with("cut.gguf") { &path } else { folder.path() };
+            if let Err(message) = load(target) {
+                assert!(message.contains(folder.path().to_str().unwrap()) || message.contains("template"), "{message}");
+            } else {
+                accepted += 1;
+            }
+        }
+        assert!(accepted < described, "no damage to {path:?} was found");
+        fs::write(&path, bytes).unwrap();
+    }
+}
