@@ -60,7 +60,11 @@ fn p_yes(model: &LanguageModel) -> Vec<f64> {
     let prompt = |i: usize| {
         let title = |j: usize| titles[(i * 7 + j * 3) % titles.len()];
         let rated: Vec<String> = (0..8).map(|j| format!("{} ({} stars)", title(j), 1 + (i + j * j) % 5)).collect();
-        let asked = format!("The user rated: {}. Will the user like ***{}***? Answer only Yes or No.", rated.join(", "), title(9));
+        let asked = format!(
+            "The user rated: {}. Will the user like ***{}***? Answer only Yes or No.",
+            rated.join(", "),
+            title(9)
+        );
         model.encode(&model.chat(&[Message::new("user", asked)], true).unwrap()).unwrap()
     };
     let prompts: Vec<_> = (0..PROMPTS).map(prompt).collect();

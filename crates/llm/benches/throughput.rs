@@ -39,7 +39,8 @@ fn main() {
     let (seconds, megabytes) = (began.elapsed().as_secs_f64(), model.weight_bytes() as f64 / 1e6);
     println!("rallrec, {precision:?}: loaded in {seconds:.2} s, weights {megabytes:.0} MB");
     let ours = measure(&model, only);
-    let peers: Vec<_> = PEERS.iter().filter_map(|(name, python, script)| Some((name, peer(python, script, &path)?))).collect();
+    let peers: Vec<_> =
+        PEERS.iter().filter_map(|(name, python, script)| Some((name, peer(python, script, &path)?))).collect();
     for (what, speed) in ours {
         let against = |(name, speeds): &(&&str, BTreeMap<String, f64>)| {
             speeds.get(&what).map(|theirs| format!("; {name} {theirs:.1}, ratio {:.2}", speed / theirs))
