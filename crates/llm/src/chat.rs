@@ -4,7 +4,11 @@
 //! its fixed default, and the same conversation gives the same prompt every day.
 
 use crate::{LlmError, tokenizer::TextTokenizer};
-use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::{Kwargs, ValueKind}};
+use minijinja::{
+    Environment, Error, ErrorKind, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, ValueKind},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 use std::io;
@@ -183,7 +187,10 @@ mod tests {
     #[test]
     fn values_have_the_methods_of_python() {
         let cases = [
-            ("' ab '.strip() ~ '|' ~ 'xxaxx'.strip('x') ~ '|' ~ 'xa'.lstrip('x') ~ '|' ~ 'a\n'.rstrip('\n')", "ab|a|a|a"),
+            (
+                "' ab '.strip() ~ '|' ~ 'xxaxx'.strip('x') ~ '|' ~ 'xa'.lstrip('x') ~ '|' ~ 'a\n'.rstrip('\n')",
+                "ab|a|a|a",
+            ),
             ("'a b'.title() ~ 'aB'.capitalize() ~ 'aB'.upper() ~ 'aB'.lower()", "A BAbABab"),
             ("'a-b-c'.split('-', 1)[-1] ~ 'a  b'.split()[1] ~ 'aa'.replace('a', 'b') ~ 'aba'.count('a')", "b-cbbb2"),
             ("{'a': [1, '<é>']} | tojson", r#"{"a": [1, "<é>"]}"#),

@@ -132,7 +132,9 @@ fn no_weights(folder: &Path) -> LlmError {
     error(folder.join(SINGLE), "it is missing, and so is model.safetensors.index.json: the folder has no weights")
 }
 
-type Header = BTreeMap<String, (Vec<usize>, Format, (usize, usize))>;
+/// Shape, format and bytes of a tensor: first in the file and one past the last.
+type Place = (Vec<usize>, Format, (usize, usize));
+type Header = BTreeMap<String, Place>;
 
 /// Reads a file's header: 8 bytes with its length, then JSON.
 fn parse(bytes: &[u8]) -> Result<Header, String> {
@@ -151,11 +153,7 @@ fn parse(bytes: &[u8]) -> Result<Header, String> {
     entries.map(tensor).collect()
 }
 
-fn read_entry(
-    entry: serde_json::Value,
-    start: usize,
-    length: usize,
-) -> Result<(Vec<usize>, Format, (usize, usize)), String> {
+fn read_entry(entry: serde_json::Value, start: usize, length: usize) -> Result<Place, String> {
     let entry: Entry = serde_json::from_value(entry).map_err(|error| error.to_string())?;
     let format = match entry.dtype.as_str() {
         "F32" => Format::F32,
