@@ -1,6 +1,6 @@
 //! The safetensors files of a Hugging Face folder: one file, or several with an index.
 //!
-//! Files are mapped, not read. Every length and offset is checked before it is believed, and an error names the file and
+//! Files are mapped, not read. Every length and offset is checked before it is believed; an error names the file and
 //! the tensor. Old PyTorch pickles are deliberately not read: they can run code.
 
 use crate::{LlmError, quants::Format};
@@ -125,7 +125,7 @@ fn no_weights(folder: &Path) -> LlmError {
     let error = |path: PathBuf, what: &str| LlmError::File { path, what: what.into() };
     for pickle in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
         if folder.join(pickle).exists() {
-            let what = "PyTorch pickles are not read, as they can run code; load the model with transformers and save it with save_pretrained, which writes safetensors";
+            let what = "PyTorch pickles can run code and are not read; save the model with save_pretrained of transformers, which writes safetensors";
             return error(folder.join(pickle), what);
         }
     }

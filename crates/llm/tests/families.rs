@@ -192,9 +192,9 @@ fn tokens_that_begin_and_end_texts_are_known() {
         ("llama2", Some("<s>"), true, &["</s>"]),
         ("llama2.gguf", Some("<s>"), true, &["</s>"]),
         ("llama31", Some("<|begin_of_text|>"), true, &["<|eot_id|>", "<|end_of_text|>"]),
-        ("llama31.gguf", Some("<|begin_of_text|>"), true, &["<|eot_id|>"]),
+        ("llama31.gguf", Some("<|begin_of_text|>"), true, &["<|eot_id|>", "<|end_of_text|>"]),
         ("qwen2", None, false, &["<|im_end|>", "<|endoftext|>"]),
-        ("qwen2.gguf", None, false, &["<|im_end|>"]),
+        ("qwen2.gguf", None, false, &["<|im_end|>", "<|endoftext|>"]),
         ("r1", Some("<｜begin▁of▁sentence｜>"), true, &["<｜end▁of▁sentence｜>", "<|im_end|>"]),
         ("smollm2", Some("<|im_start|>"), false, &["<|im_end|>"]),
     ];
