@@ -40,8 +40,8 @@ pub(crate) struct HeadWeights {
     pub(crate) key_norm: Vec<f32>,
 }
 
-/// Adds biases, normalizes and rotates queries and keys, stores keys and values, and attends: from the projections \[rows, queries + keys +
-/// values\] to \[rows, heads * head width\]. Rows beyond the segments' tokens come out as 0.
+/// Adds biases, normalizes and rotates queries and keys, stores keys and values, and attends: from the projections
+/// \[rows, queries + keys + values\] to \[rows, heads * head width\]. Rows beyond the segments' tokens come out as 0.
 pub(crate) fn attend(
     projections: Tensor<2>,
     segments: &[Segment<'_>],
