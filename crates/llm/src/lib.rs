@@ -6,9 +6,10 @@
 //!
 //! ```text
 //! gguf -> quants          files                 tokenizer, chat     text to tokens and back
-//!   `-> config, decoder   weights, forward      sampler             logits to a token
-//!         |- host         loops on the CPU      prefill             embed, score
-//!         `- attention -> kv                    generate            continuous batching
+//!   `-> config, decoder   weights, forward      sampler, stopping   logits to a token; when an answer ends
+//!         |- host         loops on the CPU      prefix, memory      what is shared, how much fits
+//!         `- attention -> kv                    prefill             embed, score
+//!                                               generate            continuous batching
 //! ```
 
 mod attention;
@@ -21,15 +22,19 @@ pub mod generate;
 pub mod gguf;
 mod host;
 mod kv;
+mod memory;
 pub mod model;
 pub mod prefill;
+mod prefix;
 pub mod quants;
 pub mod sampler;
+mod stopping;
 pub mod tokenizer;
 
 pub use chat::Message;
 pub use device::pick_device;
 pub use error::LlmError;
-pub use generate::{GenerateRequest, Generation, Sampling};
+pub use generate::{Finish, GenerateRequest, Generation, Slots};
 pub use model::LanguageModel;
-pub use prefill::{Done, OnProgress, Pooling, Rows};
+pub use prefill::{Done, OnProgress, Pooling, Rows, TokenBudget};
+pub use sampler::Sampling;
