@@ -31,6 +31,10 @@ pub mod sampler;
 mod stopping;
 pub mod tokenizer;
 
+#[cfg(test)]
+#[path = "../tests/tiny/mod.rs"]
+mod tiny;
+
 pub use chat::Message;
 pub use device::pick_device;
 pub use error::LlmError;

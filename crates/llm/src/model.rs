@@ -22,7 +22,7 @@ use std::path::Path;
 /// of the call, their order, what they share, [`TokenBudget`], or [`Slots`]. That holds for one build on one kind of processor;
 /// processors with other vector widths differ in the last bits, as do other devices.
 pub struct LanguageModel {
-    decoder: Decoder,
+    pub(crate) decoder: Decoder,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
 }

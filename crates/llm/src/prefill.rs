@@ -273,3 +273,33 @@ pub(crate) fn score(
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LanguageModel, device::pick_device, tiny};
+
+    #[test]
+    fn shared_beginnings_are_kept_within_the_memory_and_let_go() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), tiny::gguf()).unwrap();
+        let model = LanguageModel::load(file.path(), &pick_device("cpu").unwrap()).unwrap();
+        // Twenty pairs that share two pages each, beside one that all share.
+        let word = |i: u32, row: u32| if i < 32 { i } else { (i * (row / 2 + 3)) % 250 };
+        let prompts: Vec<Vec<u32>> =
+            (0..40).map(|row| (0..100).map(|i| word(i, row)).chain([row % 2]).collect()).collect();
+        for (pages, tokens) in [(3, 64), (8, 64), (8, 1024), (1000, 1024)] {
+            let bytes = pages as u64 * KvPool::new(model.config()).page_bytes();
+            let mut prefill = Prefill::new(&model.decoder, &prompts, TokenBudget { tokens, memory_bytes: Some(bytes) });
+            prefill.batch_tokens = tokens;
+            let mut most = 0;
+            while !prefill.tree.is_done() {
+                prefill.batch(&mut |_, _, _| ());
+                most = most.max(prefill.pool.used());
+            }
+            assert!(most <= pages, "{most} of {pages} pages");
+            assert_eq!(prefill.pool.used(), 0);
+            assert_eq!(prefill.done.tokens + prefill.done.shared_tokens, prefill.done.prompt_tokens);
+        }
+    }
+}
