@@ -57,7 +57,11 @@ fn other(field: &Field, current: &Value, pick: u64) -> Value {
         }
         ValueKind::List(element) => {
             let mut list = current.as_array().unwrap().clone();
-            list.push(if **element == ValueKind::Text { json!(format!("{pick}")) } else { json!(lo as u64 + pick % 100) });
+            list.push(if **element == ValueKind::Text {
+                json!(format!("{pick}"))
+            } else {
+                json!(lo as u64 + pick % 100)
+            });
             json!(list)
         }
     }

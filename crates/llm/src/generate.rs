@@ -44,8 +44,8 @@ pub struct GenerateRequest {
 pub struct Slots {
     /// Samples at most.
     pub samples: usize,
-    /// Bytes for keys and values; a quarter of the free memory if `None`. Exceeded only where a single sample needs
-    /// more.
+    /// Bytes for keys and values; a quarter of the free memory if `None`. Exceeded only while a single sample is in
+    /// progress, if it needs more beside its prompt and what other prompts begin with.
     pub kv_bytes: Option<u64>,
 }
 
@@ -283,7 +283,11 @@ impl<'a> Engine<'a> {
             }
             self.ready.push_front(ready);
         }
-        if slot.state == SlotState::Running { self.slots.push(slot) } else { self.end(slot)? }
+        if slot.state == SlotState::Running {
+            self.slots.push(slot)
+        } else {
+            self.end(slot)?
+        }
         Ok(())
     }
 
@@ -300,8 +304,8 @@ impl<'a> Engine<'a> {
             tokens += unit.tokens.len();
             pages += unit.pages();
             samples += if unit.is_shared() { 0 } else { unbegun[unit.row].len() };
-            // As in `has_room`, with a page for the first sample of these.
-            let room = used + pages + slots + 1 <= max_pages;
+            // As in `has_room`, for all samples that can begin with these: no prompt waits in memory for others' ends.
+            let room = used + pages + slots + 2 * samples.clamp(1, free) <= max_pages;
             if first { slots == 0 || room } else { !enough && tokens <= max_tokens && room }
         });
         if units.is_empty() {

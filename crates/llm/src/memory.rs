@@ -4,7 +4,10 @@
 //! when the model's weights are in memory already. It is the host's memory: for a device with memory of its own, say
 //! how much there is (`kv_bytes`, `memory_bytes`).
 
-use crate::{config::ModelConfig, kv::{KvPool, PAGE}};
+use crate::{
+    config::ModelConfig,
+    kv::{KvPool, PAGE},
+};
 use std::{fs, path::Path};
 
 /// A call takes this part of the free memory at most: a worker's other slots and the operating system's file cache,

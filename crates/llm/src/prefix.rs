@@ -304,11 +304,8 @@ mod tests {
     #[test]
     fn beginnings_are_shared_where_prompts_part() {
         let prompts = [prompt(&[1, 2, 3], 1), prompt(&[1, 2, 4], 9), prompt(&[1, 5], 2), prompt(&[6], 3)];
-        let units: Vec<_> = tree(&prompts)
-            .units
-            .iter()
-            .map(|u| (u.parent, u.row, u.tokens.start, u.tokens.end, u.prompts))
-            .collect();
+        let units: Vec<_> =
+            tree(&prompts).units.iter().map(|u| (u.parent, u.row, u.tokens.start, u.tokens.end, u.prompts)).collect();
         let expected = [
             (None, 1, 0, 32, 3),
             (Some(0), 1, 32, 64, 2),
@@ -324,7 +321,7 @@ mod tests {
     fn the_last_token_is_never_shared() {
         let long = vec![7; 100];
         let own = |prompts: &[Vec<u32>]| tree(prompts).units.iter().map(|u| u.tokens.clone()).collect::<Vec<_>>();
-        assert_eq!(own(&[]), []);
+        assert!(own(&[]).is_empty());
         assert_eq!(own(std::slice::from_ref(&long)), [0..100]);
         assert_eq!(own(&[long.clone(), long.clone()]), [0..96, 96..100, 96..100]);
         assert_eq!(own(&[long.clone(), long[..64].to_vec()]), [0..32, 32..100, 32..64]);
@@ -341,7 +338,7 @@ mod tests {
         let one = |_: &Unit| std::mem::replace(&mut room, 0) > 0;
         assert_eq!(tree.take(one), [2]);
         assert_eq!((tree.take(|_| true), tree.is_done()), (vec![3], true));
-        assert_eq!(tree.take(|_| true), []);
+        assert!(tree.take(|_| true).is_empty());
     }
 
     proptest! {

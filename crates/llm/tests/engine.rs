@@ -51,7 +51,7 @@ fn sampling() -> Sampling {
         temperature: 0.9,
         top_p: 0.95,
         max_new_tokens: 50,
-        stop_tokens: vec![tiny::END, 7],
+        stop_tokens: vec![tiny::END, tiny::BAD, 7],
         stop_texts: vec!["the".into(), "z".into()],
         ..Sampling::default()
     }
@@ -204,8 +204,7 @@ fn answers_end_for_the_reason_that_they_give() {
 fn a_stop_text_is_found_across_tokens_and_cut() {
     let free = Sampling { max_new_tokens: 60, temperature: 0.7, ..Sampling::default() };
     let whole = one(words(8, 20), &free);
-    let pieces: Vec<String> =
-        whole.tokens.iter().map(|&token| model().tokenizer().decode(&[token]).unwrap()).collect();
+    let pieces: Vec<String> = whole.tokens.iter().map(|&token| model().tokenizer().decode(&[token]).unwrap()).collect();
     // Pieces of 3 and more tokens from everywhere in the text.
     let mut tried = 0;
     for start in 0..whole.tokens.len() - 5 {
@@ -215,7 +214,8 @@ fn a_stop_text_is_found_across_tokens_and_cut() {
         }
         // Without its first and last letter, so that it begins and ends within the tokens where they have several.
         let stop = stop[stop.chars().next().unwrap().len_utf8()..].to_owned();
-        let stopped = one(words(8, 20), &Sampling { stop_texts: vec!["\u{1}none".into(), stop.clone()], ..free.clone() });
+        let stopped =
+            one(words(8, 20), &Sampling { stop_texts: vec!["\u{1}none".into(), stop.clone()], ..free.clone() });
         let at = whole.text.find(&stop).unwrap();
         assert_eq!((stopped.finish, stopped.text.as_str()), (Finish::StopText, &whole.text[..at]), "{stop:?}");
         assert_eq!(stopped.tokens, whole.tokens[..stopped.tokens.len()]);
@@ -228,8 +228,7 @@ fn a_stop_text_is_found_across_tokens_and_cut() {
 #[test]
 fn a_repetition_penalty_counts_the_prompt_and_the_answer() {
     // Far stronger than any logit: no token of the prompt or the answer comes again.
-    let sampling =
-        Sampling { repetition_penalty: 1e9, temperature: 0.01, max_new_tokens: 100, ..Sampling::default() };
+    let sampling = Sampling { repetition_penalty: 1e9, temperature: 0.01, max_new_tokens: 100, ..Sampling::default() };
     // Negative logits are multiplied: only positive ones win, and all of the prompt's are near 0.
     let prompt: Vec<u32> = (0..30).collect();
     let answer = one(prompt.clone(), &Sampling { max_new_tokens: 20, ..sampling });

@@ -6,7 +6,9 @@
 mod model;
 
 use rallrec_core::rng::row_rng;
-use rallrec_llm::{Done, Finish, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Sampling, model::Position};
+use rallrec_llm::{
+    Done, Finish, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Sampling, model::Position,
+};
 use safetensors::SafeTensors;
 use std::{ops::ControlFlow, path::Path, sync::OnceLock};
 
@@ -198,7 +200,10 @@ fn a_sample_depends_on_its_generator_and_not_on_the_batch() {
         });
         let rows = model.generate(requests.collect(), &sampling, batch_size, &mut go_on).unwrap();
         let texts = |row: Result<Vec<Generation>, LlmError>| -> Vec<(String, Vec<u32>, Vec<f32>, Finish)> {
-            row.unwrap().into_iter().map(|answer| (answer.text, answer.tokens, answer.log_probabilities, answer.finish)).collect()
+            row.unwrap()
+                .into_iter()
+                .map(|answer| (answer.text, answer.tokens, answer.log_probabilities, answer.finish))
+                .collect()
         };
         rows.into_iter().map(texts).collect::<Vec<_>>()
     };
