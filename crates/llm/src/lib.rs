@@ -14,6 +14,7 @@
 
 mod attention;
 pub mod chat;
+mod checkpoint;
 pub mod config;
 mod decoder;
 pub mod device;
@@ -22,6 +23,7 @@ pub mod generate;
 pub mod gguf;
 mod host;
 mod kv;
+mod matrix;
 mod memory;
 pub mod model;
 pub mod prefill;
@@ -39,6 +41,7 @@ pub use chat::Message;
 pub use device::pick_device;
 pub use error::LlmError;
 pub use generate::{Finish, GenerateRequest, Generation, Slots};
+pub use matrix::Precision;
 pub use model::LanguageModel;
 pub use prefill::{Done, OnProgress, Pooling, Rows, TokenBudget};
 pub use sampler::Sampling;

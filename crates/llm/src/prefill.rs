@@ -277,13 +277,13 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LanguageModel, device::pick_device, tiny};
+    use crate::{LanguageModel, Precision, device::pick_device, tiny};
 
     #[test]
     fn shared_beginnings_are_kept_within_the_memory_and_let_go() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), tiny::gguf()).unwrap();
-        let model = LanguageModel::load(file.path(), &pick_device("cpu").unwrap()).unwrap();
+        let model = LanguageModel::load(file.path(), &pick_device("cpu").unwrap(), Precision::F32).unwrap();
         // Twenty pairs that share two pages each, beside one that all share.
         let word = |i: u32, row: u32| if i < 32 { i } else { (i * (row / 2 + 3)) % 250 };
         let prompts: Vec<Vec<u32>> =

@@ -9,7 +9,8 @@ mod tiny;
 
 use rallrec_core::rng::row_rng;
 use rallrec_llm::{
-    Done, Finish, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Sampling, Slots, TokenBudget,
+    Done, Finish, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Precision, Sampling, Slots,
+    TokenBudget,
 };
 use std::{ops::ControlFlow, sync::OnceLock};
 
@@ -21,7 +22,7 @@ fn model() -> &'static LanguageModel {
     MODEL.get_or_init(|| {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), tiny::gguf()).unwrap();
-        LanguageModel::load(file.path(), &rallrec_llm::pick_device("cpu").unwrap()).unwrap()
+        LanguageModel::load(file.path(), &rallrec_llm::pick_device("cpu").unwrap(), Precision::F32).unwrap()
     })
 }
 

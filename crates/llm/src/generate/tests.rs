@@ -1,13 +1,13 @@
 //! The engine step by step: pages, and who is paused. What it gives is tested in `tests/engine.rs`.
 
 use super::*;
-use crate::{LanguageModel, device::pick_device, tiny};
+use crate::{LanguageModel, Precision, device::pick_device, tiny};
 use rallrec_core::rng::row_rng;
 
 fn model() -> LanguageModel {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), tiny::gguf()).unwrap();
-    LanguageModel::load(file.path(), &pick_device("cpu").unwrap()).unwrap()
+    LanguageModel::load(file.path(), &pick_device("cpu").unwrap(), Precision::F32).unwrap()
 }
 
 /// Prompts of 40 tokens and on, every second with a beginning that others have, three samples each.

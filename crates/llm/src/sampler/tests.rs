@@ -204,7 +204,7 @@ fn what_is_not_a_number_is_never_passed_over() {
     }
 }
 
-/// `cargo test --release --workspace --lib -- --ignored --nocapture drawing_speed`
+/// `cargo test --release --workspace --lib -- --ignored --nocapture drawing_speed` prints how long a draw takes.
 #[test]
 #[ignore = "prints times"]
 #[expect(clippy::print_stdout, reason = "a measurement")]
