@@ -207,7 +207,6 @@ fn what_is_not_a_number_is_never_passed_over() {
 /// `cargo test --release --workspace --lib -- --ignored --nocapture drawing_speed` prints how long a draw takes.
 #[test]
 #[ignore = "prints times"]
-#[expect(clippy::print_stdout, reason = "a measurement")]
 fn drawing_speed() {
     for vocabulary in [49_152, 151_936] {
         let logits = logits(vocabulary, 1);
