@@ -1,0 +1,6 @@
+//! The kernels without a GPU: every one is compiled by NVRTC, and run on the host and compared with plain loops.
+
+mod emit;
+mod host;
+mod twins;
+mod values;
