@@ -8,7 +8,7 @@
 use crate::{PLANE, reduce::cube_sum};
 use cubecl::prelude::*;
 
-/// What [`sample`] gives when no logit of a row is finite.
+/// What [`sample`] gives for a row whose logits are all minus infinity, or of which one is plus infinity or no number.
 pub const NO_TOKEN: u32 = u32::MAX;
 /// Numbers of a row in `shapes`.
 pub const SHAPE: usize = 2;
@@ -22,7 +22,7 @@ const DIGITS: usize = 256;
 
 /// One token a row; one cube of `planes` planes a row, at least 8.
 ///
-/// * `logits` \[rows, vocabulary\]; those that are not finite are never drawn
+/// * `logits` \[rows, vocabulary\]; minus infinity is never drawn
 /// * `shapes` \[rows, [`SHAPE`]\]: 1 / temperature, or 0 for the largest logit, the first of equals; min-p, or 0 for all
 /// * `limits` \[rows, [`LIMIT`]\]: top-k, or 0 for all; top-p in units of 2^-32, or 0 for all; the uniform number in units
 ///   of 2^-32
@@ -51,7 +51,11 @@ pub fn sample<F: Float>(
     let sum = cube_sum(sum, planes);
     let scale = shapes[row * SHAPE];
     let mut token = best;
-    if best != NO_TOKEN && scale > 0.0f32 {
+    // Not so if a logit is no number or plus infinity: then their sum is neither.
+    if !(sum <= LARGEST) {
+        token = u32::cast_from(NO_TOKEN);
+    }
+    if token != NO_TOKEN && scale > 0.0f32 {
         let row_of = Row { start, largest, scale };
         token = draw::<F>(logits, &row_of, shapes[row * SHAPE + 1], limits, row * LIMIT, vocabulary, planes);
     }
@@ -85,8 +89,7 @@ struct Place {
 
 #[cube]
 fn weight(logit: f32, largest: f32, scale: f32) -> f32 {
-    let finite = logit >= -LARGEST && logit <= LARGEST;
-    select(finite, f32::exp((logit - largest) * scale), 0.0f32)
+    f32::exp((logit - largest) * scale)
 }
 
 #[cube]
@@ -101,7 +104,7 @@ fn times_fraction(a: u64, b: u32) -> u64 {
     (a >> 32u64) * b + (((a & 0xffff_ffffu64) * b) >> 32u64)
 }
 
-/// The largest finite logit and the first token that has it.
+/// The largest logit and the first token that has it; [`NO_TOKEN`] when none is larger than minus infinity.
 #[cube]
 fn largest_logit<F: Float>(
     logits: &[F],
@@ -114,7 +117,7 @@ fn largest_logit<F: Float>(
     let mut i = UNIT_POS as usize;
     while i < vocabulary {
         let logit = f32::cast_from(logits[start + i]);
-        if logit >= -LARGEST && logit <= LARGEST && (token == NO_TOKEN || logit > largest) {
+        if logit > largest {
             largest = logit;
             token = i as u32;
         }
@@ -196,7 +199,8 @@ fn draw<F: Float>(
         // Weights below this are together less than what top-p leaves out.
         let left_out = f32::cast_from(mass - target) / ONE;
         let negligible = f32::to_bits(left_out * (0.99f32 / vocabulary as f32));
-        let place = find::<F>(logits, row, target, false, select(floor > negligible, floor, negligible), vocabulary, planes);
+        floor = select(floor > negligible, floor, negligible);
+        let place = find::<F>(logits, row, target, false, floor, vocabulary, planes);
         let one = fixed(f32::from_bits(place.key));
         mass = place.mass + (target - place.mass + one - 1u64) / one * one;
         floor = place.key;
@@ -207,12 +211,14 @@ fn draw<F: Float>(
         floor = select(floor > key, floor, key);
     }
     let target = times_fraction(mass, limits[limit + 2]) + 1u64;
-    if floor == 0u32 {
-        nth::<F>(logits, row, target, 0u32, vocabulary, planes)
+    // Without an order of weights, that of the tokens.
+    if top_p == 0u32 && (top_k == 0u64 || top_k >= count) {
+        nth::<F>(logits, row, target, false, floor, vocabulary, planes)
     } else {
         let place = find::<F>(logits, row, target, false, floor, vocabulary, planes);
         let one = fixed(f32::from_bits(place.key));
-        nth::<F>(logits, row, (target - 1u64 - place.mass) / one + 1u64, place.key, vocabulary, planes)
+        let rank = (target - 1u64 - place.mass) / one + 1u64;
+        nth::<F>(logits, row, rank, true, place.key, vocabulary, planes)
     }
 }
 
@@ -314,13 +320,14 @@ fn cross(
     place
 }
 
-/// The token at which a running count in the order of tokens reaches `target`: of the tokens whose weight has the bits
-/// `key`, or of all weights when `key` is 0.
+/// The token at which a running sum in the order of tokens reaches `target`: of the number of tokens whose weight has
+/// the bits `key` if `ties`, else of the weights whose bits are `key` or more.
 #[cube]
 fn nth<F: Float>(
     logits: &[F],
     row: &Row,
     target: u64,
+    #[comptime] ties: bool,
     key: u32,
     #[comptime] vocabulary: usize,
     #[comptime] planes: u32,
@@ -334,7 +341,7 @@ fn nth<F: Float>(
     let mut sum = 0u64;
     for i in unit * chunk..unit * chunk + chunk {
         if i < vocabulary {
-            sum += part::<F>(logits, row, i, key);
+            sum += part::<F>(logits, row, i, ties, key);
         }
     }
     sums[unit] = sum;
@@ -361,10 +368,10 @@ fn nth<F: Float>(
             owner += 1;
         }
         let mut token = owner * chunk;
-        let mut reached = before + part::<F>(logits, row, token, key);
+        let mut reached = before + part::<F>(logits, row, token, ties, key);
         while token + 1 < vocabulary && reached < target {
             token += 1;
-            reached += part::<F>(logits, row, token, key);
+            reached += part::<F>(logits, row, token, ties, key);
         }
         found[0] = token as u32;
     }
@@ -373,8 +380,12 @@ fn nth<F: Float>(
 }
 
 #[cube]
-fn part<F: Float>(logits: &[F], row: &Row, token: usize, key: u32) -> u64 {
+fn part<F: Float>(logits: &[F], row: &Row, token: usize, #[comptime] ties: bool, key: u32) -> u64 {
     let weight = weight(f32::cast_from(logits[row.start + token]), row.largest, row.scale);
-    let same = select(f32::to_bits(weight) == key, 1u64, 0u64);
-    select(key == 0u32, fixed(weight), same)
+    let bits = f32::to_bits(weight);
+    if comptime!(ties) {
+        select(bits == key, 1u64, 0u64)
+    } else {
+        select(bits >= key, fixed(weight), 0u64)
+    }
 }

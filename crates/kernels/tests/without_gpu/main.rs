@@ -2,5 +2,6 @@
 
 mod emit;
 mod host;
+mod nvrtc;
 mod twins;
 mod values;
