@@ -85,7 +85,7 @@ fn program_text(kernels: &[Kernel]) -> String {
         if let Some(name) = kernel.between("extern __shared__ __align__(", ") char ").map(|_| kernel.shared_name()) {
             let _ = writeln!(text, "alignas(16) char {name}[{}];", kernel.shared_bytes);
         }
-        let _ = writeln!(text, "{}\n}}", kernel.source);
+        let _ = writeln!(text, "{}\n}}", without_assembly(&kernel.source));
         let symbol = &kernel.symbol;
         let _ = writeln!(cases, "case {index}: host::launch(kernel_{index}::{symbol}, grid, count, arguments); break;");
     }
@@ -95,6 +95,16 @@ fn program_text(kernels: &[Kernel]) -> String {
          switch (kernel) {{\n{cases}}}\n}}); }}\n"
     );
     text
+}
+
+/// Puts the shim's function in the place of the one instruction that kernels have as assembly text.
+fn without_assembly(source: &str) -> String {
+    const ADD: &str = "asm volatile(\"atom.relaxed.add.u64 %0, [%1], %2;\" : \"=l\"(result) : \"l\"";
+    let line = |line: &str| match line.strip_prefix(ADD).and_then(|operands| operands.split_once(", \"l\"")) {
+        Some((address, value)) => format!("result = atomicAdd({address}, {value}"),
+        None => line.into(),
+    };
+    source.lines().map(line).collect::<Vec<String>>().join("\n")
 }
 
 impl Kernel {
