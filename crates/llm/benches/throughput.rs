@@ -9,7 +9,7 @@
 mod model;
 
 use rallrec_core::rng::row_rng;
-use rallrec_llm::{GenerateRequest, LanguageModel, Sampling};
+use rallrec_llm::{GenerateRequest, LanguageModel, Precision, Sampling};
 use std::{ops::ControlFlow, process::Command, time::Instant};
 
 const PREFILL: u32 = 512;
@@ -19,8 +19,8 @@ const ROUNDS: usize = 3;
 fn main() {
     let path = model::path();
     let began = Instant::now();
-    let model = LanguageModel::load(&path, &rallrec_llm::pick_device("auto").unwrap()).unwrap();
-    println!("rallrec: load {:.2} s", began.elapsed().as_secs_f64());
+    let model = LanguageModel::load(&path, &rallrec_llm::pick_device("auto").unwrap(), Precision::Auto).unwrap();
+    println!("rallrec: load {:.2} s, weights {} MB", began.elapsed().as_secs_f64(), model.weight_bytes() / 1_000_000);
     let mut ours = Vec::new();
     for batch in [1, 8] {
         let prompts: Vec<Vec<u32>> = (0..batch).map(|row| (0..PREFILL).map(|i| 500 + i * 7 + row).collect()).collect();

@@ -6,6 +6,7 @@
 
 use crate::{
     LlmError,
+    checkpoint::Stored,
     quants::{Format, dequantize},
 };
 use memmap2::Mmap;
@@ -152,15 +153,30 @@ impl GgufFile {
         self.tensors.get(name)
     }
 
+    /// A matrix as it lies in the file.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
+    pub(crate) fn stored(&self, name: &str, rows: usize, columns: usize) -> Result<Stored<'_>, LlmError> {
+        let info = self.shaped(name, &[rows, columns])?;
+        let bytes = &self.bytes[info.span.0..info.span.1];
+        Ok(Stored { format: info.format, bytes, rows, columns, interleaved: None })
+    }
+
+    fn shaped(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, LlmError> {
+        let info = self.tensors.get(name).ok_or_else(|| self.error(format!("tensor {name} is missing")))?;
+        if info.shape != shape {
+            return Err(self.error(format!("tensor {name} has shape {:?}, not {shape:?}", info.shape)));
+        }
+        Ok(info)
+    }
+
     /// A tensor's values as 32-bit floats, rows one after another.
     ///
     /// # Errors
     /// [`LlmError::File`] when there is no such tensor or its shape is not `shape`.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LlmError> {
-        let info = self.tensors.get(name).ok_or_else(|| self.error(format!("tensor {name} is missing")))?;
-        if info.shape != shape {
-            return Err(self.error(format!("tensor {name} has shape {:?}, not {shape:?}", info.shape)));
-        }
+        let info = self.shaped(name, shape)?;
         let mut values = vec![0.0; shape.iter().product()];
         dequantize(info.format, &self.bytes[info.span.0..info.span.1], &mut values);
         Ok(values)

@@ -13,6 +13,7 @@
 
 mod attention;
 pub mod chat;
+mod checkpoint;
 pub mod config;
 mod decoder;
 pub mod device;
@@ -21,6 +22,7 @@ pub mod generate;
 pub mod gguf;
 mod host;
 mod kv;
+mod matrix;
 pub mod model;
 pub mod prefill;
 pub mod quants;
@@ -31,5 +33,6 @@ pub use chat::Message;
 pub use device::pick_device;
 pub use error::LlmError;
 pub use generate::{GenerateRequest, Generation, Sampling};
+pub use matrix::Precision;
 pub use model::LanguageModel;
 pub use prefill::{Done, OnProgress, Pooling, Rows};

@@ -9,6 +9,7 @@ use crate::{
     gguf::GgufFile,
     host::floats,
     kv::{Keep, KvPool, Sequence},
+    matrix::Precision,
     prefill::{self, OnProgress, Pooling, Rows},
     tokenizer::TextTokenizer,
 };
@@ -36,11 +37,11 @@ pub struct Position {
 }
 
 impl LanguageModel {
-    /// Reads a GGUF file and puts its weights, as 32-bit floats, on a device.
+    /// Reads a GGUF file and puts its weights on a device, each matrix in the given precision.
     ///
     /// # Errors
     /// [`LlmError::Read`] or [`LlmError::File`] when the file cannot be read or is not supported.
-    pub fn load(path: &Path, device: &Device) -> Result<Self, LlmError> {
+    pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Self, LlmError> {
         let file = GgufFile::open(path)?;
         let tokenizer = TextTokenizer::from_gguf(&file)?;
         let text = |token: Option<u32>| token.and_then(|token| tokenizer.token_text(token)).unwrap_or_default();
@@ -48,7 +49,7 @@ impl LanguageModel {
             Some(source) => Some(ChatTemplate::new(source, text(tokenizer.begin()), text(tokenizer.end()))?),
             None => None,
         };
-        let decoder = Decoder::load(&file, device)?;
+        let decoder = Decoder::load(&file, device, precision)?;
         tracing::debug!(path = %path.display(), config = ?decoder.config, "language model loaded");
         Ok(Self { decoder, tokenizer, template })
     }
@@ -56,6 +57,11 @@ impl LanguageModel {
     /// Sizes of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.decoder.config
+    }
+
+    /// Bytes of the weights in memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.decoder.weight_bytes()
     }
 
     /// Width of an embedding.

@@ -36,6 +36,11 @@ impl Format {
         })
     }
 
+    /// Values that share a scale and a minimum.
+    pub(crate) fn group(self) -> usize {
+        BLOCK
+    }
+
     /// Values in a block, and bytes of a block.
     pub fn block(self) -> (usize, usize) {
         match self {
@@ -70,6 +75,34 @@ pub fn dequantize(format: Format, bytes: &[u8], values: &mut [f32]) {
                 }
             }
         }
+    }
+}
+
+/// A block of a quantized format as integers with a scale and a minimum a group: value = scale q + minimum, exactly.
+///
+/// # Panics
+/// For formats of floats.
+pub(crate) fn unpack(format: Format, block: &[u8], q: &mut [i8], scale: &mut [f32], minimum: &mut [f32]) {
+    let split = |packed: &[u8], q: &mut [i8]| {
+        let (low, high) = q.split_at_mut(BLOCK / 2);
+        for ((&byte, low), high) in packed.iter().zip(low).zip(high) {
+            *low = (byte & 0x0F).cast_signed();
+            *high = (byte >> 4).cast_signed();
+        }
+    };
+    scale[0] = half_at(block, 0);
+    minimum[0] = 0.0;
+    match format {
+        Format::Q4_0 => {
+            minimum[0] = -8.0 * scale[0];
+            split(&block[2..], q);
+        }
+        Format::Q4_1 => {
+            minimum[0] = half_at(block, 2);
+            split(&block[4..], q);
+        }
+        Format::Q8_0 => q.iter_mut().zip(&block[2..]).for_each(|(to, &byte)| *to = byte.cast_signed()),
+        Format::F32 | Format::F16 => unreachable!("floats have no scales"),
     }
 }
 

@@ -6,7 +6,9 @@
 mod model;
 
 use rallrec_core::rng::row_rng;
-use rallrec_llm::{Done, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Sampling, model::Position};
+use rallrec_llm::{
+    Done, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Precision, Sampling, model::Position,
+};
 use safetensors::SafeTensors;
 use std::{ops::ControlFlow, path::Path, sync::OnceLock};
 
@@ -17,7 +19,9 @@ const CASES: usize = 4;
 /// The model, loaded once a test program.
 fn load() -> &'static LanguageModel {
     static MODEL: OnceLock<LanguageModel> = OnceLock::new();
-    MODEL.get_or_init(|| LanguageModel::load(&model::path(), &rallrec_llm::pick_device("cpu").unwrap()).unwrap())
+    MODEL.get_or_init(|| {
+        LanguageModel::load(&model::path(), &rallrec_llm::pick_device("cpu").unwrap(), Precision::Auto).unwrap()
+    })
 }
 
 struct Reference(Vec<u8>);

@@ -57,7 +57,9 @@ fn control_tokens_are_known_and_taken_out_of_foreign_text() {
 
 #[test]
 fn chat_prompts_are_those_of_transformers() {
-    let model = LanguageModel::load(&model::path(), &rallrec_llm::pick_device("cpu").unwrap()).unwrap();
+    let model =
+        LanguageModel::load(&model::path(), &rallrec_llm::pick_device("cpu").unwrap(), rallrec_llm::Precision::Auto)
+            .unwrap();
     for chat in fixture().chats {
         assert_eq!(model.chat(&chat.messages, chat.add_generation_prompt).unwrap(), chat.prompt);
     }
