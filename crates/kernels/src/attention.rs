@@ -256,3 +256,22 @@ pub fn combine<F: Float>(
     }
     out[(ranges[entry] as usize * queries + head) * width + column] = F::cast_from(sum / total);
 }
+
+/// Copies parts of a cache: `data` is \[parts, 4 vectors\]; one cube a part, from `from` and on to `to` and on.
+#[cube(launch_unchecked)]
+pub fn copy_parts<F: Float>(
+    data: &mut [Vector<F, Const<4>>],
+    from: u32,
+    to: u32,
+    #[comptime] vectors: usize,
+    #[define(F)] _activations: ElemType,
+) {
+    let from = (from + CUBE_POS_X) as usize * vectors;
+    let to = (to + CUBE_POS_X) as usize * vectors;
+    let mut i = UNIT_POS as usize;
+    while i < vectors {
+        let value = data[from + i];
+        data[to + i] = value;
+        i += CUBE_DIM as usize;
+    }
+}

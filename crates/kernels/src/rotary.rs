@@ -27,7 +27,7 @@ pub(crate) fn layer_part(code: u32, layer: u32) -> usize {
 /// Adds the bias, normalizes queries and keys by head, turns them by their position, and writes keys and values to
 /// the cache. One cube a token; a plane takes one head after another.
 ///
-/// * `projected` \[tokens, queries + 2 keys, width\]; `bias` the same of one token; `norms` \[2, width\]: of queries, of keys
+/// * `projected` \[tokens, queries + 2 keys, width\]; `bias` the same of one token; `query_norm` and `key_norm` \[width\]
 /// * `rotation` \[positions, width\]: `width / 2` cosines, then as many sines. The pair (i, i + width / 2) is turned.
 /// * `places` \[tokens, 2\]: position, and the code of its page: twice the number of the page's first part, plus 1 when
 ///   it has a part for every layer
@@ -36,7 +36,8 @@ pub(crate) fn layer_part(code: u32, layer: u32) -> usize {
 pub fn rotate_and_store<F: Float>(
     projected: &[F],
     bias: &[f32],
-    norms: &[f32],
+    query_norm: &[f32],
+    key_norm: &[f32],
     rotation: &[f32],
     places: &[u32],
     queries: &mut [F],
@@ -83,14 +84,18 @@ pub fn rotate_and_store<F: Float>(
         if comptime!(heads.norm) {
             let mean = plane_sum(squares) / width as f32;
             let scale = 1.0f32 / f32::sqrt(mean + epsilon);
-            let weight = select(is_query, 0usize, width);
             if !is_value {
                 #[unroll]
                 for p in 0..pairs {
                     let i = lane + p * PLANE as usize;
                     if i < half {
-                        low[p] = low[p] * scale * norms[weight + i];
-                        high[p] = high[p] * scale * norms[weight + half + i];
+                        if is_query {
+                            low[p] = low[p] * scale * query_norm[i];
+                            high[p] = high[p] * scale * query_norm[half + i];
+                        } else {
+                            low[p] = low[p] * scale * key_norm[i];
+                            high[p] = high[p] * scale * key_norm[half + i];
+                        }
                     }
                 }
             }

@@ -28,6 +28,10 @@ pub struct ModelConfig {
     pub rope_base: f32,
     /// Added under the root by RMSNorm.
     pub norm_epsilon: f32,
+    /// Query and key heads are normalized by RMSNorm before the rotary embedding (Qwen 3).
+    pub qk_norm: bool,
+    /// A token sees itself and the `n - 1` tokens before it. `None` where it sees all of the context.
+    pub sliding_window: Option<usize>,
 }
 
 impl ModelConfig {
@@ -70,6 +74,8 @@ impl ModelConfig {
                 .float("llama.attention.layer_norm_rms_epsilon")?
                 .ok_or_else(|| file.error("metadata llama.attention.layer_norm_rms_epsilon is missing"))?
                 as f32,
+            qk_norm: false,
+            sliding_window: None,
         };
         config.check().map_err(|what| file.error(what))?;
         let rotated = file.count("llama.rope.dimension_count")?.unwrap_or(head_width);

@@ -9,11 +9,12 @@ use crate::{
     decoder::{Decoder, Step},
     host::floats,
     kv::{Keep, KvPool, Sequence},
+    ops::Draw,
     prefill::{Done, OnProgress, Rows, check_prompt, shared_tokens},
     sampler::next_token,
     tokenizer::TextTokenizer,
 };
-use rand_chacha::ChaCha8Rng;
+use rand_chacha::{ChaCha8Rng, rand_core::Rng};
 use rayon::prelude::*;
 use std::{collections::VecDeque, time::Instant};
 
@@ -169,7 +170,7 @@ impl<'a> Engine<'a> {
                 waiting.push_back((row, request));
             }
         }
-        let mut pool = KvPool::new(&decoder.config);
+        let mut pool = decoder.pool();
         let mut base = Sequence::new(Keep::AllLayers);
         let shared = shared_tokens(waiting.iter().map(|(_, request)| request.prompt.as_slice()));
         if shared > 0 {
@@ -261,12 +262,20 @@ impl<'a> Engine<'a> {
             .collect();
         let x = self.decoder.forward(&mut self.pool, &mut steps);
         let rows: Vec<usize> = (0..self.slots.len()).collect();
-        let logits = self.decoder.logits(&self.decoder.finish(x, &rows));
         let (vocabulary, context) = (self.decoder.config.vocabulary, self.decoder.config.context);
-        let logits = floats(&logits).par_chunks_exact(vocabulary);
         let (sampling, tokenizer) = (self.sampling, self.tokenizer);
-        let slots = self.slots.par_iter_mut();
-        slots.zip(logits).try_for_each(|(slot, logits)| slot.draw(logits, sampling, tokenizer, context))?;
+        if self.decoder.draws() {
+            let draws: Vec<Draw> = self.slots.iter_mut().map(|slot| slot.uniform(sampling)).collect();
+            let drawn = self.decoder.draw(x, &rows, &draws);
+            for (slot, drawn) in self.slots.iter_mut().zip(drawn) {
+                slot.take(drawn.map(|drawn| drawn.token), sampling, tokenizer, context)?;
+            }
+        } else {
+            let logits = self.decoder.logits(&self.decoder.finish(x, &rows));
+            let logits = floats(&logits).par_chunks_exact(vocabulary);
+            let slots = self.slots.par_iter_mut();
+            slots.zip(logits).try_for_each(|(slot, logits)| slot.draw(logits, sampling, tokenizer, context))?;
+        }
         self.tokens += self.slots.len() as u64;
         for slot in self.slots.extract_if(.., |slot| slot.state != SlotState::Running).collect::<Vec<_>>() {
             self.end(slot)?;
@@ -316,7 +325,27 @@ impl Slot {
         tokenizer: &TextTokenizer,
         context: usize,
     ) -> Result<(), LlmError> {
-        let Some(token) = next_token(logits, sampling.temperature, sampling.top_p, &mut self.rng) else {
+        let token = next_token(logits, sampling.temperature, sampling.top_p, &mut self.rng);
+        self.take(token, sampling, tokenizer, context)
+    }
+
+    /// What the device needs to draw the next token: the same number as the sampler would draw.
+    fn uniform(&mut self, sampling: &Sampling) -> Draw {
+        let Sampling { temperature, top_p, .. } = *sampling;
+        let uniform =
+            if temperature == 0.0 { 0.0 } else { (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 };
+        Draw { temperature, top_k: 0, top_p, min_p: 0.0, uniform }
+    }
+
+    /// Takes the next token and says whether the answer ends with it.
+    fn take(
+        &mut self,
+        token: Option<u32>,
+        sampling: &Sampling,
+        tokenizer: &TextTokenizer,
+        context: usize,
+    ) -> Result<(), LlmError> {
+        let Some(token) = token else {
             self.state = SlotState::Broken;
             return Ok(());
         };

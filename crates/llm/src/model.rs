@@ -8,7 +8,7 @@ use crate::{
     generate::{self, GenerateRequest, Generation, Sampling},
     gguf::GgufFile,
     host::floats,
-    kv::{Keep, KvPool, Sequence},
+    kv::{Keep, Sequence},
     matrix::Precision,
     prefill::{self, OnProgress, Pooling, Rows},
     tokenizer::TextTokenizer,
@@ -145,7 +145,7 @@ impl LanguageModel {
     /// [`LlmError::Prompt`] when the prompt is empty or longer than the context.
     pub fn trace(&self, prompt: &[u32], chunk: usize) -> Result<Vec<Position>, LlmError> {
         prefill::check_prompt(&self.decoder, 0, prompt)?;
-        let mut pool = KvPool::new(&self.decoder.config);
+        let mut pool = self.decoder.pool();
         let mut sequence = Sequence::new(Keep::AllLayers);
         let mut out = Vec::with_capacity(prompt.len());
         for tokens in prompt.chunks(chunk.max(1)) {

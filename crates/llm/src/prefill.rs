@@ -99,7 +99,7 @@ impl Prefill<'_> {
         }
         // Stable: prompts of one length stay in the list's order. Longest first: memory peaks at once or never.
         order.sort_by_key(|&row| std::cmp::Reverse(self.prompts[row].len()));
-        let mut pool = KvPool::new(&self.decoder.config);
+        let mut pool = self.decoder.pool();
         let shared = shared_tokens(order.iter().map(|&row| self.prompts[row].as_slice()));
         let mut done = Done { rows: errors.len(), tokens: shared as u64 };
         let mut base = Sequence::new(Keep::AllLayers);

@@ -56,7 +56,7 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
         emit!(
             128,
             rotary::rotate_and_store::RotateAndStore,
-            buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), (), (),
+            buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), (), (),
             model.heads, 4, f
         ),
         attend(tile(8, 8, true)),
@@ -67,6 +67,7 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
             attention::combine::Combine,
             buffer(), buffer(), buffer(), buffer(), queries, width, f
         ),
+        emit!(128, attention::copy_parts::CopyParts, buffer(), (), (), keys * 32 * width / 4, f),
         emit!(128, answers::answer_logits::AnswerLogits, buffer(), buffer(), buffer(), (), vectors, 4, f),
         emit!(
             128,

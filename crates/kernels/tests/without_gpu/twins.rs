@@ -50,7 +50,7 @@ fn add_rms_norm() {
 }
 
 #[test]
-fn swiglu_and_gather() {
+fn swiglu_gather_and_copy() {
     const WIDTH: usize = 40;
     const ROWS: usize = 5;
     let bf16 = Float::Bf16.element();
@@ -58,8 +58,9 @@ fn swiglu_and_gather() {
         emit!(UNITS, feed_forward::swiglu::Swiglu, buffer(), buffer(), (), WIDTH / 4, Float::F32.element()),
         emit!(UNITS, feed_forward::swiglu::Swiglu, buffer(), buffer(), (), WIDTH / 4, bf16),
         emit!(UNITS, norm::gather_rows::GatherRows, buffer(), buffer(), buffer(), WIDTH / 4, [bf16, Float::F32.element()]),
+        emit!(UNITS, attention::copy_parts::CopyParts, buffer(), (), (), WIDTH / 4, bf16),
     ];
-    let host = Host::new("swiglu_and_gather", kernels);
+    let host = Host::new("swiglu_gather_and_copy", kernels);
     for (index, float) in Float::ALL.into_iter().enumerate() {
         let gate_up: Vec<f32> = float.round(&noise(ROWS * 2 * WIDTH, 4)).iter().map(|x| x * 8.0).collect();
         let mut out = float.bytes(&[0.0; ROWS * WIDTH]);
@@ -77,6 +78,10 @@ fn swiglu_and_gather() {
     host.launch(2, [4, 1], &[], &mut [&mut Float::Bf16.bytes(&table), &mut u32_bytes(&ids), &mut out]);
     let want: Vec<f32> = ids.iter().flat_map(|&id| table[id as usize * WIDTH..][..WIDTH].to_vec()).collect();
     assert_eq!(Float::F32.values(&out), want);
+    let mut parts = Float::Bf16.bytes(&table);
+    host.launch(3, [2, 1], &[Scalar::U32(1), Scalar::U32(4)], &mut [&mut parts]);
+    let want = [&table[..4 * WIDTH], &table[WIDTH..3 * WIDTH], &table[6 * WIDTH..]].concat();
+    assert_eq!(Float::Bf16.values(&parts), want);
 }
 
 /// What `rotate_and_store` makes of one head, in f64.
@@ -110,7 +115,7 @@ fn rotate_and_store() {
             emit!(
                 UNITS,
                 rotary::rotate_and_store::RotateAndStore,
-                buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), (), (),
+                buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), (), (),
                 heads, UNITS / 32, float.element()
             )
         })
@@ -135,7 +140,8 @@ fn rotate_and_store() {
                 &mut [
                     &mut float.bytes(&projected),
                     &mut Float::F32.bytes(&bias),
-                    &mut Float::F32.bytes(&norms),
+                    &mut Float::F32.bytes(&norms[..width]),
+                    &mut Float::F32.bytes(&norms[width..]),
                     &mut Float::F32.bytes(&rotation),
                     &mut u32_bytes(&places.map(|(position, code)| [position, code]).concat()),
                     &mut out, &mut k, &mut v,
