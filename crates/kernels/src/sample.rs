@@ -137,9 +137,7 @@ fn largest_logit<F: Float>(
     for plane in 1..planes {
         let other = values[plane as usize];
         let other_first = firsts[plane as usize];
-        if other_first != NO_TOKEN
-            && (first == NO_TOKEN || other > value || (other == value && other_first < first))
-        {
+        if other_first != NO_TOKEN && (first == NO_TOKEN || other > value || (other == value && other_first < first)) {
             value = other;
             first = other_first;
         }
@@ -271,13 +269,7 @@ fn find<F: Float>(
 
 /// The digit (counted from the largest) at which the sum, or the number, reaches `target`, and both before it.
 #[cube]
-fn cross(
-    digits: &Shared<[Atomic<u64>]>,
-    target: u64,
-    #[comptime] by_count: bool,
-    mass: u64,
-    count: u64,
-) -> Place {
+fn cross(digits: &Shared<[Atomic<u64>]>, target: u64, #[comptime] by_count: bool, mass: u64, count: u64) -> Place {
     let mut groups = Shared::<[u64]>::new_slice(2 * PLANE as usize);
     let mut found = Shared::<[u64]>::new_slice(3usize);
     let per = comptime!(DIGITS / PLANE as usize);
@@ -383,9 +375,5 @@ fn nth<F: Float>(
 fn part<F: Float>(logits: &[F], row: &Row, token: usize, #[comptime] ties: bool, key: u32) -> u64 {
     let weight = weight(f32::cast_from(logits[row.start + token]), row.largest, row.scale);
     let bits = f32::to_bits(weight);
-    if comptime!(ties) {
-        select(bits == key, 1u64, 0u64)
-    } else {
-        select(bits >= key, fixed(weight), 0u64)
-    }
+    if comptime!(ties) { select(bits == key, 1u64, 0u64) } else { select(bits >= key, fixed(weight), 0u64) }
 }

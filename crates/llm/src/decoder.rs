@@ -9,9 +9,8 @@
 
 use crate::{
     LlmError,
-    checkpoint::Stored,
+    checkpoint::{Checkpoint, HEAD, Stored},
     config::ModelConfig,
-    gguf::GgufFile,
     host::{Host, RopeTable, floats, matrix, read},
     kv::{KvPool, Sequence},
     matrix::{Matrix, Precision},
@@ -72,27 +71,20 @@ pub(crate) struct Step<'a> {
 }
 
 impl Decoder {
-    pub(crate) fn load(file: &GgufFile, device: &Device, precision: Precision) -> Result<Self, LlmError> {
-        let config = ModelConfig::from_gguf(file)?;
+    pub(crate) fn load(weights: &dyn Checkpoint, device: &Device, precision: Precision) -> Result<Self, LlmError> {
+        let config = weights.config().clone();
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
         let tokens = |name: &str| -> Result<Arc<Matrix>, LlmError> {
-            Ok(Arc::new(Matrix::load(&[file.stored(name, vocabulary, hidden)?], precision, device)))
+            Ok(Arc::new(Matrix::load(&[weights.matrix(name, vocabulary, hidden)?], precision, device)))
         };
-        let embedding = tokens("token_embd.weight")?;
-        let head = match file.tensor("output.weight") {
-            Some(_) => tokens("output.weight")?,
-            None => embedding.clone(),
-        };
-        let factors = match file.tensor("rope_freqs.weight") {
-            Some(_) => Some(file.values("rope_freqs.weight", &[config.head_width / 2])?),
-            None => None,
-        };
-        let rope = RopeTable::new(config.rope_base, config.head_width, config.context, factors.as_deref());
+        let embedding = tokens("model.embed_tokens.weight")?;
+        let head = if config.tied_head { embedding.clone() } else { tokens(HEAD)? };
+        let rope = RopeTable::new(&config.rope_frequencies(), config.context);
         let ops = operations(&config, embedding.clone(), Arc::new(rope), device);
-        let load = |index| Block::load(file, &config, index, device, precision);
+        let load = |index| Block::load(weights, index, device, precision);
         let blocks = (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?;
         Ok(Self {
-            norm: Vector::new(file.values("output_norm.weight", &[hidden])?, device),
+            norm: Vector::new(weights.vector("model.norm.weight", hidden)?, device),
             embedding,
             head,
             device: device.clone(),
@@ -208,39 +200,38 @@ impl Decoder {
 }
 
 impl Block {
-    fn load(
-        file: &GgufFile,
-        config: &ModelConfig,
-        index: usize,
-        device: &Device,
-        precision: Precision,
-    ) -> Result<Self, LlmError> {
+    fn load(weights: &dyn Checkpoint, index: usize, device: &Device, precision: Precision) -> Result<Self, LlmError> {
+        let config = weights.config();
         let (hidden, feed) = (config.hidden, config.feed_forward);
         let (query, kv) = (config.query_width(), config.kv_width());
-        let name = |name: &str| format!("blk.{index}.{name}.weight");
-        for bias in ["attn_q.bias", "attn_k.bias", "attn_v.bias"] {
-            if file.tensor(&format!("blk.{index}.{bias}")).is_some() {
-                return Err(file.error(format!("tensor blk.{index}.{bias}: biases are not supported")));
-            }
-        }
-        let stored = |tensor: &str, rows, columns| file.stored(&name(tensor), rows, columns);
-        let rotated = |tensor: &str, rows| -> Result<Stored<'_>, LlmError> {
-            Ok(Stored { interleaved: Some(config.head_width), ..stored(tensor, rows, hidden)? })
-        };
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let stored = |module: &str, rows, inputs| weights.matrix(&name(&format!("{module}.weight")), rows, inputs);
+        let vector = |part: &str, length| weights.vector(&name(part), length);
         let matrix = |parts: &[Stored<'_>]| Matrix::load(parts, precision, device);
-        let vector = |values| Vector::new(values, device);
+        let bias = if config.qkv_bias {
+            let parts = [("q", query), ("k", kv), ("v", kv)];
+            let parts = parts.map(|(part, length)| vector(&format!("self_attn.{part}_proj.bias"), length));
+            parts.into_iter().collect::<Result<Vec<_>, _>>()?.concat()
+        } else {
+            Vec::new()
+        };
+        let norm = |part: &str| if config.qk_norm { vector(part, config.head_width) } else { Ok(Vec::new()) };
         Ok(Self {
+            attention_norm: Vector::new(vector("input_layernorm.weight", hidden)?, device),
+            qkv: matrix(&[
+                stored("self_attn.q_proj", query, hidden)?,
+                stored("self_attn.k_proj", kv, hidden)?,
+                stored("self_attn.v_proj", kv, hidden)?,
+            ]),
             heads: HeadWeights {
-                bias: vector(Vec::new()),
-                query_norm: vector(Vec::new()),
-                key_norm: vector(Vec::new()),
+                bias: Vector::new(bias, device),
+                query_norm: Vector::new(norm("self_attn.q_norm.weight")?, device),
+                key_norm: Vector::new(norm("self_attn.k_norm.weight")?, device),
             },
-            attention_norm: vector(file.values(&name("attn_norm"), &[hidden])?),
-            qkv: matrix(&[rotated("attn_q", query)?, rotated("attn_k", kv)?, stored("attn_v", kv, hidden)?]),
-            output: matrix(&[stored("attn_output", hidden, query)?]),
-            feed_norm: vector(file.values(&name("ffn_norm"), &[hidden])?),
-            gate_up: matrix(&[stored("ffn_gate", feed, hidden)?, stored("ffn_up", feed, hidden)?]),
-            down: matrix(&[stored("ffn_down", hidden, feed)?]),
+            output: matrix(&[stored("self_attn.o_proj", hidden, query)?]),
+            feed_norm: Vector::new(vector("post_attention_layernorm.weight", hidden)?, device),
+            gate_up: matrix(&[stored("mlp.gate_proj", feed, hidden)?, stored("mlp.up_proj", feed, hidden)?]),
+            down: matrix(&[stored("mlp.down_proj", hidden, feed)?]),
         })
     }
 }

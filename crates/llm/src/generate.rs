@@ -332,8 +332,7 @@ impl Slot {
     /// What the device needs to draw the next token: the same number as the sampler would draw.
     fn uniform(&mut self, sampling: &Sampling) -> Draw {
         let Sampling { temperature, top_p, .. } = *sampling;
-        let uniform =
-            if temperature == 0.0 { 0.0 } else { (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 };
+        let uniform = if temperature == 0.0 { 0.0 } else { (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 };
         Draw { temperature, top_k: 0, top_p, min_p: 0.0, uniform }
     }
 

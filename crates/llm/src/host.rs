@@ -265,15 +265,10 @@ pub(crate) struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles `position / base^(2 i / head_width)`, each frequency divided by its factor where the model has some.
-    /// Computed in 32 bits, as transformers does: with long contexts the rounding of the angles is visible.
-    pub(crate) fn new(base: f32, head_width: usize, context: usize, factors: Option<&[f32]>) -> Self {
-        let half = head_width / 2;
-        let frequency = |i: usize| {
-            let plain = 1.0 / base.powf((2 * i) as f32 / head_width as f32);
-            plain / factors.map_or(1.0, |factors| factors[i])
-        };
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+    /// Angles `position * frequency`. Computed in 32 bits, as transformers does: with long contexts the rounding of the
+    /// angles is visible.
+    pub(crate) fn new(frequencies: &[f32], context: usize) -> Self {
+        let half = frequencies.len();
         let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         Self { cos, sin, half }
@@ -330,7 +325,7 @@ mod tests {
 
     #[test]
     fn rope_turns_by_the_position() {
-        let table = RopeTable::new(100.0, 4, 3, None);
+        let table = RopeTable::new(&[1.0, 0.1], 3);
         let mut row = [1.0, 0.0, 0.0, 1.0, 7.0, 7.0, 7.0, 7.0];
         table.rotate(&mut row, 1, 2);
         let want = [2.0_f32.cos(), -0.2_f32.sin(), 2.0_f32.sin(), 0.2_f32.cos(), 7.0, 7.0, 7.0, 7.0];

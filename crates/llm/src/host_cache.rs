@@ -99,6 +99,7 @@ impl StepAttention for HostStep<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config::RopeScaling;
 
     /// Two layers, two heads of width 2.
     pub(crate) fn cache() -> HostCache {
@@ -112,11 +113,14 @@ pub(crate) mod tests {
             head_width: 2,
             context: 1,
             rope_base: 1.0,
+            rope: RopeScaling::None,
             norm_epsilon: 1.0,
+            qkv_bias: false,
             qk_norm: false,
             sliding_window: None,
+            tied_head: true,
         };
-        HostCache::new(config, Arc::new(RopeTable::new(1.0, 2, 1, None)))
+        HostCache::new(config, Arc::new(RopeTable::new(&[1.0], 1)))
     }
 
     #[test]

@@ -5,13 +5,17 @@
 //! It knows nothing of stages, tables or stores, and it does not serve requests one by one.
 //!
 //! ```text
-//! gguf -> quants          files                 tokenizer, chat     text to tokens and back
-//!   `-> config, decoder   weights, forward      sampler             logits to a token
-//!         |- host         loops on the CPU      prefill             embed, score
-//!         `- attention -> kv                    generate            continuous batching
+//! gguf, folder -> shards    files               vocabulary, tokenizer, chat   text to tokens and back
+//!   `-> checkpoint          weights by name     sampler                       logits to a token
+//!         `-> config, decoder                   prefill                       embed, score
+//!               |- matrix   weights, products   generate                      continuous batching
+//!               |- host     loops on the CPU
+//!               `- attention -> kv
 //! ```
 
 mod attention;
+#[cfg(any(test, feature = "cuda"))]
+mod attention_plan;
 pub mod chat;
 mod checkpoint;
 pub mod config;
@@ -20,6 +24,7 @@ mod cuda;
 mod decoder;
 pub mod device;
 mod error;
+mod folder;
 pub mod generate;
 pub mod gguf;
 mod host;
@@ -31,9 +36,12 @@ mod ops;
 pub mod prefill;
 pub mod quants;
 pub mod sampler;
+mod shards;
 pub mod tokenizer;
+mod vocabulary;
 
 pub use chat::Message;
+pub use checkpoint::SamplingDefaults;
 pub use device::pick_device;
 pub use error::LlmError;
 pub use generate::{GenerateRequest, Generation, Sampling};

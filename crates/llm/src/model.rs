@@ -1,12 +1,12 @@
-//! A language model ready to use: weights, tokenizer and chat template of one file on one device.
+//! A language model ready to use: weights, tokenizer and chat template of one file or folder on one device.
 
 use crate::{
     LlmError,
     chat::{ChatTemplate, Message},
+    checkpoint::{ModelFiles, SamplingDefaults},
     config::ModelConfig,
     decoder::{Decoder, Step},
     generate::{self, GenerateRequest, Generation, Sampling},
-    gguf::GgufFile,
     host::floats,
     kv::{Keep, Sequence},
     matrix::Precision,
@@ -25,6 +25,7 @@ pub struct LanguageModel {
     decoder: Decoder,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
+    defaults: SamplingDefaults,
 }
 
 /// What the model makes of a prompt up to one position.
@@ -37,21 +38,20 @@ pub struct Position {
 }
 
 impl LanguageModel {
-    /// Reads a GGUF file and puts its weights on a device, each matrix in the given precision.
+    /// Reads a GGUF file or a Hugging Face folder and puts its weights on a device, each matrix in the given precision.
     ///
     /// # Errors
-    /// [`LlmError::Read`] or [`LlmError::File`] when the file cannot be read or is not supported.
+    /// [`LlmError::Read`] or [`LlmError::File`] when the files cannot be read or are not supported.
     pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Self, LlmError> {
-        let file = GgufFile::open(path)?;
-        let tokenizer = TextTokenizer::from_gguf(&file)?;
-        let text = |token: Option<u32>| token.and_then(|token| tokenizer.token_text(token)).unwrap_or_default();
-        let template = match file.text("tokenizer.chat_template")? {
-            Some(source) => Some(ChatTemplate::new(source, text(tokenizer.begin()), text(tokenizer.end()))?),
-            None => None,
-        };
-        let decoder = Decoder::load(&file, device, precision)?;
+        let ModelFiles { weights, tokenizer, template, defaults } = ModelFiles::open(path)?;
+        let decoder = Decoder::load(&*weights, device, precision)?;
         tracing::debug!(path = %path.display(), config = ?decoder.config, "language model loaded");
-        Ok(Self { decoder, tokenizer, template })
+        Ok(Self { decoder, tokenizer, template, defaults })
+    }
+
+    /// The sampling that the model's makers recommend, where its files say so.
+    pub fn sampling_defaults(&self) -> SamplingDefaults {
+        self.defaults
     }
 
     /// Sizes of the model.
@@ -82,12 +82,20 @@ impl LanguageModel {
         self.tokenizer.encode(text)
     }
 
+    /// Token ids of an answer or of what continues a prompt; see [`TextTokenizer::encode_plain`].
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`] when the tokenizer fails.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, LlmError> {
+        self.tokenizer.encode_plain(text)
+    }
+
     /// The prompt of a conversation in the model's own chat format.
     ///
     /// # Errors
     /// [`LlmError::Template`] when the model has no chat template or it refuses the conversation.
     pub fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, LlmError> {
-        let missing = || LlmError::Template("the model file has none; use an instruction-tuned model".into());
+        let missing = || LlmError::Template("the model has none; use an instruction-tuned model".into());
         self.template.as_ref().ok_or_else(missing)?.render(messages, add_generation_prompt)
     }
 

@@ -103,7 +103,7 @@ fn greedy_answers_are_those_of_transformers() {
     let (model, reference) = (load(), Reference::read());
     let requests = reference.prompts().into_iter();
     let requests = requests.map(|prompt| GenerateRequest { prompt, samples: vec![row_rng(0, "test", 0, 0)] }).collect();
-    let answers = model.generate(requests, &greedy(12), 3, &mut go_on).unwrap();
+    let answers = model.generate(requests, &greedy(128), 3, &mut go_on).unwrap();
     for (case, answers) in answers.into_iter().enumerate() {
         let answer = &answers.unwrap()[0];
         assert_eq!(answer.tokens, reference.tokens(&format!("{case}.greedy")));

@@ -31,7 +31,7 @@ impl Stage for DescribeParams {
             temperature: self.temperature as f32,
             top_p: self.top_p as f32,
             max_new_tokens: self.max_new_tokens as usize,
-            stop_tokens: model.tokenizer().end().into_iter().collect(),
+            stop_tokens: model.tokenizer().ends().to_vec(),
             stop_texts: Vec::new(),
         };
         // Rows that cannot be encoded are left out of the call, so generators are drawn for those that can.

@@ -22,7 +22,7 @@ pub(crate) fn chat(model: &LanguageModel, system: &str, user: &str) -> Result<St
 
 /// The one token of an answer.
 pub(crate) fn answer_token(model: &LanguageModel, answer: &str) -> Result<u32, StageError> {
-    let found = model.encode(answer)?;
+    let found = model.encode_plain(answer)?;
     match found[..] {
         [token] => Ok(token),
         _ => Err(StageError::Invalid(format!(

@@ -86,18 +86,39 @@ fn sample_traces(
         temperature: params.temperature as f32,
         top_p: params.top_p as f32,
         max_new_tokens: params.max_new_tokens as usize,
-        stop_tokens: model.tokenizer().end().into_iter().collect(),
+        stop_tokens: model.tokenizer().ends().to_vec(),
         stop_texts: Vec::new(),
     };
     let good: Vec<u64> = prompts.iter().zip(sample).filter(|(p, _)| p.is_ok()).map(|(_, s)| *s as u64).collect();
-    RowResults::of(prompts.to_vec(), |prompts| {
+    let mut traces = RowResults::of(prompts.to_vec(), |prompts| {
         let request = |(prompt, row): (Vec<u32>, u64)| GenerateRequest {
             prompt,
             samples: (0..u64::from(params.samples)).map(|n| row_rng(context.seed, "reason", row, n)).collect(),
         };
         let requests = prompts.into_iter().zip(good).map(request).collect();
         model.generate(requests, &sampling, params.batch_size as usize, &mut language::watch(context, sample.len()))
-    })
+    })?;
+    keep_closing(model, &params.think_close, &mut traces)?;
+    Ok(traces)
+}
+
+/// Where what closes the thinking is a control token, texts leave it out: puts it back, as the answer begins there.
+fn keep_closing(
+    model: &LanguageModel,
+    close: &str,
+    traces: &mut RowResults<Vec<Generation>>,
+) -> Result<(), StageError> {
+    let tokenizer = model.tokenizer();
+    let Some(close) = tokenizer.token(close) else { return Ok(()) };
+    if !tokenizer.decode(&[close])?.is_empty() {
+        return Ok(());
+    }
+    for trace in traces.values.iter_mut().flatten().flatten() {
+        let Some(at) = trace.tokens.iter().rposition(|&token| token == close) else { continue };
+        let (thought, answer) = (tokenizer.decode(&trace.tokens[..at])?, tokenizer.decode(&trace.tokens[at + 1..])?);
+        trace.text = thought + &tokenizer.decode_with_control_tokens(&[close])? + &answer;
+    }
+    Ok(())
 }
 
 /// The probability of yes after every trace: prompt, trace, closed thinking, then the answer position.
@@ -115,7 +136,7 @@ fn rescore(
         let (Ok(prompt), Some(traces)) = (prompt, traces) else { continue };
         for trace in traces {
             let thought = trace.text.rsplit_once(close).map_or(trace.text.as_str(), |(before, _)| before);
-            let rest = model.encode(&format!("{thought}{close}\n\n"))?;
+            let rest = model.encode_plain(&format!("{thought}{close}\n\n"))?;
             closed.push([prompt.as_slice(), &rest].concat());
         }
     }

@@ -83,14 +83,27 @@ fn draws_are_those_of_the_definition() {
         emit!(
             UNITS,
             sample::sample::Sample,
-            buffer(), buffer(), buffer(), buffer(), buffer(), VOCABULARY, UNITS / 32, float.element()
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            VOCABULARY,
+            UNITS / 32,
+            float.element()
         )
     });
     let host = Host::new("sample", kernels.into());
     let mut all = Vec::new();
-    for (top_k, top_p, min_p) in
-        [(0, 1.0, 0.0), (0, 0.9, 0.0), (7, 1.0, 0.0), (0, 1.0, 0.05), (40, 0.8, 0.0), (300, 0.95, 0.02), (2000, 0.3, 0.5)]
-    {
+    for (top_k, top_p, min_p) in [
+        (0, 1.0, 0.0),
+        (0, 0.9, 0.0),
+        (7, 1.0, 0.0),
+        (0, 1.0, 0.05),
+        (40, 0.8, 0.0),
+        (300, 0.95, 0.02),
+        (2000, 0.3, 0.5),
+    ] {
         for temperature in [0.6, 1.7] {
             for uniform in [0, 1 << 20, 0x5555_5555, 0xa000_0001, 0xf000_0000, u32::MAX] {
                 all.push(Settings { temperature, top_k, top_p, min_p, uniform });
@@ -128,7 +141,14 @@ fn the_largest_logit_and_rows_without_one() {
     let kernel = emit!(
         units,
         sample::sample::Sample,
-        buffer(), buffer(), buffer(), buffer(), buffer(), VOCABULARY, units / 32, Float::F32.element()
+        buffer(),
+        buffer(),
+        buffer(),
+        buffer(),
+        buffer(),
+        VOCABULARY,
+        units / 32,
+        Float::F32.element()
     );
     let host = Host::new("sample_largest", vec![kernel]);
     let mut rows = vec![vec![f32::NEG_INFINITY; VOCABULARY]; 4];

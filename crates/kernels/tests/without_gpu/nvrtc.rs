@@ -44,8 +44,20 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
         emit!(
             tile.planes as u32 * 32,
             attention::attend::Attend,
-            buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), (), (), (),
-            tile, f
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+            (),
+            (),
+            tile,
+            f
         )
     };
     vec![
@@ -56,30 +68,43 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
         emit!(
             128,
             rotary::rotate_and_store::RotateAndStore,
-            buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), (), (),
-            model.heads, 4, f
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+            (),
+            model.heads,
+            4,
+            f
         ),
         attend(tile(8, 8, true)),
         attend(tile(4, 2, false)),
         attend(tile(4, 8, false)),
-        emit!(
-            width as u32,
-            attention::combine::Combine,
-            buffer(), buffer(), buffer(), buffer(), queries, width, f
-        ),
+        emit!(width as u32, attention::combine::Combine, buffer(), buffer(), buffer(), buffer(), queries, width, f),
         emit!(128, attention::copy_parts::CopyParts, buffer(), (), (), keys * 32 * width / 4, f),
         emit!(128, answers::answer_logits::AnswerLogits, buffer(), buffer(), buffer(), (), vectors, 4, f),
         emit!(
             128,
             int8::matrix_vector_int8::MatrixVectorInt8,
-            buffer(), buffer(), buffer(), buffer(), (), model.hidden, 32, 4, 4, f
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+            model.hidden,
+            32,
+            4,
+            4,
+            f
         ),
         emit!(128, int8::dequantize_int8::DequantizeInt8, buffer(), buffer(), buffer(), (), model.hidden, f),
-        emit!(
-            1024,
-            sample::sample::Sample,
-            buffer(), buffer(), buffer(), buffer(), buffer(), model.vocabulary, 32, f
-        ),
+        emit!(1024, sample::sample::Sample, buffer(), buffer(), buffer(), buffer(), buffer(), model.vocabulary, 32, f),
     ]
 }
 
@@ -99,7 +124,13 @@ fn nvrtc_compiles_every_kernel() {
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/without_gpu/nvrtc.py");
     let mut python = Command::new("python3");
-    let output = python.arg(script).arg(folder.join("nvrtc-wheels")).arg(ARCHITECTURES).args(&sources).output().expect("python3 is installed");
+    let output = python
+        .arg(script)
+        .arg(folder.join("nvrtc-wheels"))
+        .arg(ARCHITECTURES)
+        .args(&sources)
+        .output()
+        .expect("python3 is installed");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}");
     println!("{text}");

@@ -4,7 +4,6 @@ use crate::{
     emit::{buffer, emit},
     host::{Host, Scalar},
     values::{Float, assert_close, noise, u32_bytes},
-
 };
 
 use rallrec_kernels::{
@@ -21,7 +20,19 @@ fn add_rms_norm() {
     const ROWS: usize = 3;
     let kernels = Float::ALL.iter().flat_map(|&float| {
         [true, false].map(|add| {
-            emit!(UNITS, norm::add_rms_norm::AddRmsNorm, buffer(), buffer(), buffer(), buffer(), (), WIDTH / 4, add, UNITS / 32, float.element())
+            emit!(
+                UNITS,
+                norm::add_rms_norm::AddRmsNorm,
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                (),
+                WIDTH / 4,
+                add,
+                UNITS / 32,
+                float.element()
+            )
         })
     });
     let host = Host::new("add_rms_norm", kernels.collect());
@@ -57,7 +68,15 @@ fn swiglu_gather_and_copy() {
     let kernels = vec![
         emit!(UNITS, feed_forward::swiglu::Swiglu, buffer(), buffer(), (), WIDTH / 4, Float::F32.element()),
         emit!(UNITS, feed_forward::swiglu::Swiglu, buffer(), buffer(), (), WIDTH / 4, bf16),
-        emit!(UNITS, norm::gather_rows::GatherRows, buffer(), buffer(), buffer(), WIDTH / 4, [bf16, Float::F32.element()]),
+        emit!(
+            UNITS,
+            norm::gather_rows::GatherRows,
+            buffer(),
+            buffer(),
+            buffer(),
+            WIDTH / 4,
+            [bf16, Float::F32.element()]
+        ),
         emit!(UNITS, attention::copy_parts::CopyParts, buffer(), (), (), WIDTH / 4, bf16),
     ];
     let host = Host::new("swiglu_gather_and_copy", kernels);
@@ -65,7 +84,12 @@ fn swiglu_gather_and_copy() {
         let gate_up: Vec<f32> = float.round(&noise(ROWS * 2 * WIDTH, 4)).iter().map(|x| x * 8.0).collect();
         let mut out = float.bytes(&[0.0; ROWS * WIDTH]);
         let count = (ROWS * WIDTH / 4) as u32;
-        host.launch(index, [count.div_ceil(UNITS), 1], &[Scalar::U32(count)], &mut [&mut float.bytes(&gate_up), &mut out]);
+        host.launch(
+            index,
+            [count.div_ceil(UNITS), 1],
+            &[Scalar::U32(count)],
+            &mut [&mut float.bytes(&gate_up), &mut out],
+        );
         let want = gate_up.chunks(2 * WIDTH).flat_map(|row| {
             let (gate, up) = row.split_at(WIDTH);
             gate.iter().zip(up).map(|(&g, &u)| (f64::from(g) / (1.0 + f64::from(-g).exp()) * f64::from(u)) as f32)
@@ -115,8 +139,20 @@ fn rotate_and_store() {
             emit!(
                 UNITS,
                 rotary::rotate_and_store::RotateAndStore,
-                buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), (), (),
-                heads, UNITS / 32, float.element()
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                (),
+                (),
+                heads,
+                UNITS / 32,
+                float.element()
             )
         })
     });
@@ -144,7 +180,9 @@ fn rotate_and_store() {
                     &mut Float::F32.bytes(&norms[width..]),
                     &mut Float::F32.bytes(&rotation),
                     &mut u32_bytes(&places.map(|(position, code)| [position, code]).concat()),
-                    &mut out, &mut k, &mut v,
+                    &mut out,
+                    &mut k,
+                    &mut v,
                 ],
             );
             let mut want = vec![Vec::new(), vec![9.0; cache], vec![9.0; cache]];
@@ -215,8 +253,7 @@ impl Batch {
                     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                     let total: f64 = weights.iter().sum();
                     for d in 0..self.width {
-                        let sum: f64 =
-                            weights.iter().zip(first..).map(|(w, p)| w * f64::from(self.v[at(p) + d])).sum();
+                        let sum: f64 = weights.iter().zip(first..).map(|(w, p)| w * f64::from(self.v[at(p) + d])).sum();
                         out.push((sum / total) as f32);
                     }
                 }
@@ -238,15 +275,33 @@ fn attention_of_prefill_and_of_decoding_with_a_shared_prompt() {
                 emit!(
                     64,
                     attention::attend::Attend,
-                    buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(), buffer(),
-                    (), (), (), tile(shape, whole), float.element()
+                    buffer(),
+                    buffer(),
+                    buffer(),
+                    buffer(),
+                    buffer(),
+                    buffer(),
+                    buffer(),
+                    buffer(),
+                    buffer(),
+                    (),
+                    (),
+                    (),
+                    tile(shape, whole),
+                    float.element()
                 )
             };
             let (queries, _, width, _) = shape;
             let combine = emit!(
                 width as u32,
                 attention::combine::Combine,
-                buffer(), buffer(), buffer(), buffer(), queries, width, float.element()
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                queries,
+                width,
+                float.element()
             );
             [attend(true), attend(false), combine]
         })
@@ -259,7 +314,10 @@ fn attention_of_prefill_and_of_decoding_with_a_shared_prompt() {
             let cache = 20 * keys * PAGE * width;
             let values = |count, seed| float.round(&noise(count, seed));
             let mut batch = Batch {
-                queries, keys, width, window,
+                queries,
+                keys,
+                width,
+                window,
                 // A prompt of its own, and a continued one whose first page is shared.
                 sequences: vec![(vec![2 * 3 + 1, 2 * 9], 0, 37), (vec![2 * 3 + 1, 2 * 5 + 1], 33, 4)],
                 q: values(41 * queries * width, 10),
@@ -267,16 +325,27 @@ fn attention_of_prefill_and_of_decoding_with_a_shared_prompt() {
                 v: values(cache, 12),
             };
             let scale = Scalar::F32(1.0 / (width as f32).sqrt());
-            let launch = |kernel, batch: &Batch, plan: &mut AttentionPlan, out: &mut Vec<u8>, sums: &mut Vec<u8>, stats: &mut Vec<u8>| {
+            let launch = |kernel,
+                          batch: &Batch,
+                          plan: &mut AttentionPlan,
+                          out: &mut Vec<u8>,
+                          sums: &mut Vec<u8>,
+                          stats: &mut Vec<u8>| {
                 let items = plan.items.len() / ITEM;
                 host.launch(
                     kernel,
                     [items as u32, keys as u32],
                     &[Scalar::U32(LAYER), scale, Scalar::U32(window as u32)],
                     &mut [
-                        &mut float.bytes(&batch.q), &mut float.bytes(&batch.k), &mut float.bytes(&batch.v),
-                        &mut u32_bytes(&plan.items), &mut u32_bytes(&plan.tokens), &mut u32_bytes(&plan.pages),
-                        out, sums, stats,
+                        &mut float.bytes(&batch.q),
+                        &mut float.bytes(&batch.k),
+                        &mut float.bytes(&batch.v),
+                        &mut u32_bytes(&plan.items),
+                        &mut u32_bytes(&plan.tokens),
+                        &mut u32_bytes(&plan.pages),
+                        out,
+                        sums,
+                        stats,
                     ],
                 );
             };
@@ -347,7 +416,13 @@ struct AttentionPlan {
 impl AttentionPlan {
     fn add(&mut self, tokens: &[[u32; 3]], pages: &[u32], first_position: u32) {
         let entry = self.tokens.len() / 3;
-        self.items.extend([entry as u32, tokens.len() as u32, self.pages.len() as u32, pages.len() as u32, first_position]);
+        self.items.extend([
+            entry as u32,
+            tokens.len() as u32,
+            self.pages.len() as u32,
+            pages.len() as u32,
+            first_position,
+        ]);
         self.tokens.extend(tokens.concat());
         self.pages.extend(pages);
     }
@@ -361,16 +436,44 @@ fn answer_logits_and_int8_products() {
     let kernels = Float::ALL.iter().flat_map(|&float| {
         let f = float.element();
         [
-            emit!(UNITS, answers::answer_logits::AnswerLogits, buffer(), buffer(), buffer(), (), INPUTS / 4, UNITS / 32, f),
             emit!(
                 UNITS,
-                int8::matrix_vector_int8::MatrixVectorInt8,
-                buffer(), buffer(), buffer(), buffer(), (), INPUTS, 32, ROWS, UNITS / 32, f
+                answers::answer_logits::AnswerLogits,
+                buffer(),
+                buffer(),
+                buffer(),
+                (),
+                INPUTS / 4,
+                UNITS / 32,
+                f
             ),
             emit!(
                 UNITS,
                 int8::matrix_vector_int8::MatrixVectorInt8,
-                buffer(), buffer(), buffer(), buffer(), (), INPUTS, INPUTS, ROWS, UNITS / 32, f
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                (),
+                INPUTS,
+                32,
+                ROWS,
+                UNITS / 32,
+                f
+            ),
+            emit!(
+                UNITS,
+                int8::matrix_vector_int8::MatrixVectorInt8,
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                (),
+                INPUTS,
+                INPUTS,
+                ROWS,
+                UNITS / 32,
+                f
             ),
             emit!(UNITS, int8::dequantize_int8::DequantizeInt8, buffer(), buffer(), buffer(), (), 32, f),
         ]
@@ -381,7 +484,9 @@ fn answer_logits_and_int8_products() {
         let x = float.round(&noise(ROWS * INPUTS, 15));
         let columns = float.round(&noise(OUTPUTS * INPUTS, 16));
         let products = |matrix: &dyn Fn(usize) -> f64| {
-            let dot = |r: usize, o: usize| (0..INPUTS).map(|i| f64::from(x[r * INPUTS + i]) * matrix(o * INPUTS + i)).sum::<f64>();
+            let dot = |r: usize, o: usize| {
+                (0..INPUTS).map(|i| f64::from(x[r * INPUTS + i]) * matrix(o * INPUTS + i)).sum::<f64>()
+            };
             (0..ROWS).flat_map(|r| (0..OUTPUTS).map(move |o| (r, o))).map(|(r, o)| dot(r, o) as f32).collect::<Vec<_>>()
         };
         let mut out = Float::F32.bytes(&[0.0; ROWS * OUTPUTS]);

@@ -3,12 +3,9 @@
 //! Both lie in one buffer each, in parts: one layer of one page, \[kv heads, PAGE, head width\]. A page of all layers is
 //! as many parts in a row; a passing page is one. The buffers grow by doubling, with a copy.
 
-use super::{
-    Shared, Table, contiguous, cubes, floats,
-    plan::{Items, Plan, TileTokens},
-    tensor, vectors,
-};
+use super::{Shared, Table, contiguous, cubes, floats, tensor, vectors};
 use crate::{
+    attention_plan::{Items, Plan, TileTokens},
     config::ModelConfig,
     kv::{Keep, PAGE, PageId},
     ops::{Cache, HeadWeights, Segment, StepAttention},
@@ -19,7 +16,8 @@ use cubecl::{prelude::CubeDim, server::Handle};
 use rallrec_kernels::{
     PLANE,
     attention::{self, Tile},
-    norm, rotary::{self, Heads},
+    norm,
+    rotary::{self, Heads},
 };
 use std::sync::Arc;
 

@@ -10,7 +10,6 @@
 //! the batch, to the bit; here that holds for everything but the products, whose kernels Burn chooses by shape.
 
 mod cache;
-mod plan;
 
 use crate::{
     config::ModelConfig,

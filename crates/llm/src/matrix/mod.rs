@@ -74,11 +74,6 @@ impl Matrix {
         Self { inputs, outputs, storage: Storage::Device(host.dense(device).cast(float)) }
     }
 
-    /// Width of the product.
-    pub(crate) fn outputs(&self) -> usize {
-        self.outputs
-    }
-
     /// Bytes of the weights in memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.storage {
@@ -113,9 +108,7 @@ impl Matrix {
                 }
             }
             Storage::Device(weights) => {
-                to.copy_from_slice(floats(&read(
-                    weights.clone().narrow(1, output, 1).cast(FloatDType::F32),
-                )));
+                to.copy_from_slice(floats(&read(weights.clone().narrow(1, output, 1).cast(FloatDType::F32))));
             }
         }
     }
@@ -219,15 +212,18 @@ mod tests {
         let (values, bytes) = format.block();
         let mut rng = row_rng(3, "test.matrix.bytes", 0, 0);
         let mut out: Vec<u8> = (0..outputs * inputs / values * bytes).map(|_| rng.next_u32() as u8).collect();
-        // The high byte of a half-precision number: exponents near 2^-8.
+        // High bytes of 16-bit floats: exponents near 2^-8.
         let halves: &[usize] = match format {
-            Format::F16 => &[1],
-            Format::Q4_1 => &[1, 3],
+            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[1, 3],
+            Format::Q2K => &[81, 83],
+            Format::Q3K => &[109],
+            Format::Q6K => &[209],
             _ => &[1],
         };
+        let exponent = if format == Format::BF16 { 0x3B } else { 0x1C };
         for block in out.chunks_exact_mut(bytes) {
             for &at in halves {
-                block[at] = 0x1C | block[at] & 0x83;
+                block[at] = exponent | block[at] & 0x83;
             }
         }
         out
@@ -238,15 +234,29 @@ mod tests {
         x.chunks_exact(inputs).flat_map(|x| weights.chunks_exact(inputs).map(move |w| one(x, w))).collect()
     }
 
-    const FORMATS: [Format; 5] = [Format::F32, Format::F16, Format::Q4_0, Format::Q4_1, Format::Q8_0];
+    const FORMATS: [Format; 13] = [
+        Format::F32,
+        Format::F16,
+        Format::BF16,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q8_0,
+        Format::Q2K,
+        Format::Q3K,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+    ];
 
     /// Every output is one chain of fused multiply-adds in the order of the inputs, to the bit: for all formats, for
     /// any number of rows, with panels and chunks that are not full.
     #[test]
     fn products_are_chains_in_the_order_of_the_inputs() {
         let device = Device::flex();
-        for (outputs, inputs) in [(32, 32), (100, 160), (7, 288)] {
-            for format in FORMATS {
+        for (outputs, inputs) in [(32, 32), (100, 160), (7, 256), (3, 768)] {
+            for format in FORMATS.into_iter().filter(|format| inputs % format.block().0 == 0) {
                 let bytes = stored(format, outputs, inputs);
                 let stored = Stored { format, bytes: &bytes, rows: outputs, columns: inputs, interleaved: None };
                 let weights = stored.values();

@@ -52,7 +52,10 @@ enum Kind {
     Bytes {
         minimum: bool,
     },
-    Nibbles,
+    /// As in the file, less the lowest of the stored integers.
+    Nibbles {
+        lowest: i8,
+    },
 }
 
 impl Kind {
@@ -62,8 +65,12 @@ impl Kind {
             (Precision::Bf16, _) => Self::Bf16,
             (Precision::F16, _) | (Precision::Auto, Format::F16) => Self::F16,
             (Precision::Int8, _) => Self::Int8,
-            (Precision::Auto, Format::Q4_0 | Format::Q4_1) => Self::Nibbles,
-            (Precision::Auto, Format::Q8_0) => Self::Bytes { minimum: false },
+            (Precision::Auto, Format::BF16) => Self::Bf16,
+            (Precision::Auto, Format::Q2K | Format::Q4_1 | Format::Q4K) => Self::Nibbles { lowest: 0 },
+            (Precision::Auto, Format::Q3K) => Self::Nibbles { lowest: -4 },
+            (Precision::Auto, Format::Q4_0) => Self::Nibbles { lowest: -8 },
+            (Precision::Auto, Format::Q5_1 | Format::Q5K) => Self::Bytes { minimum: true },
+            (Precision::Auto, Format::Q5_0 | Format::Q6K | Format::Q8_0) => Self::Bytes { minimum: false },
         }
     }
 }
@@ -73,7 +80,8 @@ impl Panels {
     pub(super) fn pack(stored: &Stored<'_>, precision: Precision) -> Self {
         let (inputs, outputs) = (stored.columns, stored.rows);
         let kind = Kind::of(precision, stored.format);
-        let group = if matches!(kind, Kind::Bytes { .. } | Kind::Nibbles) { stored.format.group() } else { GROUP };
+        let group =
+            if matches!(kind, Kind::Bytes { .. } | Kind::Nibbles { .. }) { stored.format.group() } else { GROUP };
         let count = outputs.div_ceil(WIDTH);
         let padded = inputs.next_multiple_of(GROUP);
         let (size, scales) = (padded * WIDTH, padded / group * WIDTH);
@@ -106,18 +114,21 @@ impl Panels {
                 parts.zip(each).for_each(|(((q, scale), minimum), panel)| source.quantized(panel, q, scale, minimum));
                 Values::Bytes { q, scale, minimum }
             }
-            Kind::Nibbles => {
+            Kind::Nibbles { lowest } => {
                 let (mut q, mut scale) = (vec![0_u8; count * size / 2], vec![0.0; count * scales]);
                 let mut minimum = vec![0.0; count * scales];
                 let parts =
                     q.par_chunks_mut(size / 2).zip(scale.par_chunks_mut(scales)).zip(minimum.par_chunks_mut(scales));
                 parts.zip(each).for_each(|(((q, scale), minimum), panel)| {
                     let mut wide = vec![0_i8; size];
-                    source.quantized(panel, &mut wide, scale, Some(minimum));
+                    source.quantized(panel, &mut wide, scale, Some(&mut *minimum));
+                    for (minimum, scale) in minimum.iter_mut().zip(scale) {
+                        *minimum += f32::from(lowest) * *scale;
+                    }
                     for (row, q) in wide.chunks_exact(WIDTH).zip(q.chunks_exact_mut(WIDTH / 2)) {
                         let (low, high) = row.split_at(WIDTH / 2);
                         for ((q, low), high) in q.iter_mut().zip(low).zip(high) {
-                            *q = low.cast_unsigned() | high.cast_unsigned() << 4;
+                            *q = (low - lowest).cast_unsigned() | (high - lowest).cast_unsigned() << 4;
                         }
                     }
                 });

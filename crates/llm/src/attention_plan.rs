@@ -1,4 +1,4 @@
-//! Cuts the attention of a forward pass into items of the kernels: see [`rallrec_kernels::attention`].
+//! Cuts the attention of a forward pass into items of the kernels: see `rallrec_kernels::attention`.
 //!
 //! A sequence with several new tokens is cut into runs of consecutive tokens, each with all pages that it sees. A
 //! sequence with one new token is cut into chunks of its pages; sequences that share a chunk's pages (the samples of a
@@ -118,8 +118,7 @@ impl Plan {
         for first in (0..segment.count).step_by(tile) {
             let count = tile.min(segment.count - first);
             let start = segment.start + first;
-            let tokens: Vec<_> =
-                (0..count).map(|i| [(row + first + i) as u32, (start + i) as u32, 0]).collect();
+            let tokens: Vec<_> = (0..count).map(|i| [(row + first + i) as u32, (start + i) as u32, 0]).collect();
             let seen = first_seen(start, window) / PAGE..(start + count).div_ceil(PAGE);
             self.whole.add(&tokens, segment.pages[seen.clone()].iter().map(|&page| code(page)), seen.start);
         }
@@ -146,9 +145,7 @@ mod tests {
             for item in items.items.chunks(5) {
                 let [first, tokens, first_page, pages, position] = item.try_into().unwrap();
                 for token in items.tokens.chunks(3).skip(first as usize).take(tokens as usize) {
-                    for (number, &page) in
-                        (0..).zip(&items.pages[first_page as usize..][..pages as usize])
-                    {
+                    for (number, &page) in (0..).zip(&items.pages[first_page as usize..][..pages as usize]) {
                         for at in position + number * PAGE as u32..position + (number + 1) * PAGE as u32 {
                             if at <= token[1] && at + window as u32 > token[1] {
                                 assert!(all.insert((token[0], at, page)), "seen twice");
@@ -197,8 +194,7 @@ mod tests {
     #[test]
     fn samples_of_a_prompt_share_its_chunks() {
         let samples: Vec<Vec<PageId>> = (0..12).map(|i| pages((0..8).chain([100 + i]))).collect();
-        let segments: Vec<_> =
-            samples.iter().map(|pages| Segment { pages, start: 8 * PAGE + 1, count: 1 }).collect();
+        let segments: Vec<_> = samples.iter().map(|pages| Segment { pages, start: 8 * PAGE + 1, count: 1 }).collect();
         let plan = Plan::new(&segments, |page| page.0 as u32, None, TILES);
         // Two chunks of the prompt, for 8 samples and for 4; each sample's own page.
         assert_eq!((plan.shared.count, plan.alone.count, plan.whole.count), (4, 12, 0));
