@@ -11,7 +11,7 @@ use crate::{host::PAGE_LANES, ops::Cache};
 pub(crate) const PAGE: usize = PAGE_LANES;
 
 /// A page's place in the pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PageId(pub(crate) usize);
 
 /// How long a sequence's keys and values are needed.

@@ -1,4 +1,8 @@
 //! Runs emitted kernels on the host: compiles them with the machine's C++ compiler against `shim/cuda.h`.
+//!
+//! With `RALLREC_KERNELS_ON=cuda` the same launches run on the machine's CUDA device instead (`device.py`), and all that
+//! is compared is compared there. `RALLREC_NVRTC` is then the path of libnvrtc, and `RALLREC_CUDA_INCLUDE` the folders of
+//! CUDA's headers, separated by colons.
 
 use crate::emit::Kernel;
 use std::{
@@ -26,6 +30,13 @@ impl Host {
     pub(crate) fn new(name: &str, kernels: Vec<Kernel>) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let (text, program) = (folder.join(format!("{name}.cpp")), folder.join(name));
+        if on_device() {
+            for (index, kernel) in kernels.iter().enumerate() {
+                let path = program.with_extension(format!("{index}.cu"));
+                std::fs::write(path, &kernel.source).expect("the target folder can be written");
+            }
+            return Self { program, kernels };
+        }
         std::fs::write(&text, program_text(&kernels)).expect("the target folder can be written");
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
         let shim = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/without_gpu/shim");
@@ -37,6 +48,20 @@ impl Host {
             .unwrap_or_else(|e| panic!("cannot run the C++ compiler {compiler:?} (set CXX to another): {e}"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Self { program, kernels }
+    }
+
+    /// What runs a launch of the kernel.
+    fn command(&self, kernel: usize) -> Command {
+        if !on_device() {
+            return Command::new(&self.program);
+        }
+        let path = |name| std::env::var_os(name).unwrap_or_else(|| panic!("{name} is set, see host.rs"));
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/without_gpu/device.py");
+        let mut command = Command::new("python3");
+        command.arg(script).arg(path("RALLREC_NVRTC")).arg(path("RALLREC_CUDA_INCLUDE"));
+        command.arg(&self.kernels[kernel].symbol).arg(self.program.with_extension(format!("{kernel}.cu")));
+        command.arg(self.kernels[kernel].shared_bytes.to_string());
+        command
     }
 
     /// Launches a kernel on a grid; the buffers are changed in place.
@@ -52,7 +77,8 @@ impl Host {
             input.extend((argument.len() as u64).to_le_bytes());
             input.extend(argument);
         }
-        let mut child = Command::new(&self.program)
+        let mut child = self
+            .command(kernel)
             // Threads are coroutines on stacks of their own, which the sanitizer's second stack does not follow.
             .env("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0")
             .stdin(Stdio::piped())
@@ -74,6 +100,10 @@ impl Host {
             rest = later;
         }
     }
+}
+
+fn on_device() -> bool {
+    std::env::var_os("RALLREC_KERNELS_ON").is_some_and(|place| place == "cuda")
 }
 
 fn program_text(kernels: &[Kernel]) -> String {
