@@ -47,6 +47,7 @@ pub(crate) trait Operations: Send + Sync {
 
 /// How a token is drawn, without a repetition penalty. The order and the meaning of the filters are the sampler's.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a device reads them"))]
 pub(crate) struct Draw {
     /// 0 takes the largest logit.
     pub(crate) temperature: f32,

@@ -30,7 +30,7 @@ fn models(precision: Precision) -> Option<[LanguageModel; 2]> {
 
 fn prompts() -> Vec<Vec<u32>> {
     let lengths = [5, 33, 1, 96, 200, 64];
-    let prompt = |(row, length): (usize, usize)| (0..length).map(|i| (40 + i * 7 + (i / 40) * row) as u32 % 4000);
+    let prompt = |(row, length): (usize, usize)| (0..length).map(move |i| (40 + i * 7 + (i / 40) * row) as u32 % 4000);
     lengths.into_iter().enumerate().map(|pair| prompt(pair).collect()).collect()
 }
 

@@ -2,13 +2,14 @@
 //!
 //! With `RALLREC_KERNELS_ON=cuda` the same launches run on the machine's CUDA device instead (`device.py`), and all that
 //! is compared is compared there. `RALLREC_NVRTC` is then the path of libnvrtc, and `RALLREC_CUDA_INCLUDE` the folders of
-//! CUDA's headers, separated by colons.
+//! CUDA's headers, separated by colons; `RALLREC_KERNELS_TMP` and `RALLREC_KERNELS_SCRIPT` say where to write sources and
+//! where `device.py` is, on a machine without this repository.
 
 use crate::emit::Kernel;
 use std::{
     fmt::Write as _,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -28,7 +29,7 @@ pub(crate) enum Scalar {
 impl Host {
     /// Compiles some kernels, with the compiler's checks for accesses outside of buffers and for undefined behaviour.
     pub(crate) fn new(name: &str, kernels: Vec<Kernel>) -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let folder = path_or("RALLREC_KERNELS_TMP", env!("CARGO_TARGET_TMPDIR"));
         let (text, program) = (folder.join(format!("{name}.cpp")), folder.join(name));
         if on_device() {
             for (index, kernel) in kernels.iter().enumerate() {
@@ -58,7 +59,10 @@ impl Host {
         let path = |name| std::env::var_os(name).unwrap_or_else(|| panic!("{name} is set, see host.rs"));
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/without_gpu/device.py");
         let mut command = Command::new("python3");
-        command.arg(script).arg(path("RALLREC_NVRTC")).arg(path("RALLREC_CUDA_INCLUDE"));
+        command
+            .arg(path_or("RALLREC_KERNELS_SCRIPT", script))
+            .arg(path("RALLREC_NVRTC"))
+            .arg(path("RALLREC_CUDA_INCLUDE"));
         command.arg(&self.kernels[kernel].symbol).arg(self.program.with_extension(format!("{kernel}.cu")));
         command.arg(self.kernels[kernel].shared_bytes.to_string());
         command
@@ -100,6 +104,10 @@ impl Host {
             rest = later;
         }
     }
+}
+
+fn path_or(variable: &str, path: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| path.into(), PathBuf::from)
 }
 
 fn on_device() -> bool {
