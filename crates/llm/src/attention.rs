@@ -2,13 +2,15 @@
 //!
 //! One routine serves prefill and decoding: a batch is a list of sequences with some new tokens each, one after
 //! another without padding. The softmax runs over the pages in order (maximum and sum carried along), so a token's
-//! result depends on its own sequence only, to the bit. A device with memory of its own needs another routine; the
-//! decoder calls this in one place.
+//! result depends on its own sequence only, to the bit. A device with memory of its own has another
+//! ([`crate::ops::Cache`]).
 
 use crate::{
     config::ModelConfig,
     host::{RopeTable, exp, floats, floats_mut, inverse_root, lane_max, lane_sum, matrix, read, vectorized},
-    kv::{KvPool, PAGE, PageId},
+    host_cache::HostCache,
+    kv::{PAGE, PageId},
+    ops::{HeadWeights, Segment},
 };
 use burn::tensor::Tensor;
 use pulp::{Simd, WithSimd};
@@ -20,26 +22,6 @@ const TASK_TOKENS: usize = 8;
 /// Query rows that the inner loop computes side by side; their sums fill the vector registers.
 const TILE: usize = 4;
 
-/// New tokens of one sequence in a batch.
-pub(crate) struct Segment<'a> {
-    /// The sequence's pages, those of the new tokens included.
-    pub(crate) pages: &'a [PageId],
-    /// Position of the first new token.
-    pub(crate) start: usize,
-    /// New tokens.
-    pub(crate) count: usize,
-}
-
-/// What is done to a layer's queries, keys and values before the rotary embedding; empty where the model has none.
-pub(crate) struct HeadWeights {
-    /// Added to queries, keys and values beside one another.
-    pub(crate) bias: Vec<f32>,
-    /// RMSNorm of each query head, \[head width\].
-    pub(crate) query_norm: Vec<f32>,
-    /// RMSNorm of each key head, \[head width\].
-    pub(crate) key_norm: Vec<f32>,
-}
-
 /// Adds biases, normalizes and rotates queries and keys, stores keys and values, and attends: from the projections
 /// \[rows, queries + keys + values\] to \[rows, heads * head width\]. Rows beyond the segments' tokens come out as 0.
 pub(crate) fn attend(
@@ -49,7 +31,7 @@ pub(crate) fn attend(
     config: &ModelConfig,
     heads: &HeadWeights,
     rope: &RopeTable,
-    pool: &mut KvPool,
+    cache: &mut HostCache,
 ) -> Tensor<2> {
     let device = projections.device();
     let [rows, width] = projections.dims();
@@ -62,15 +44,15 @@ pub(crate) fn attend(
     for segment in segments {
         for (position, row) in (segment.start..segment.start + segment.count).zip(&mut row) {
             let (key, value) = row[query..].split_at(kv);
-            pool.store(segment.pages, layer, position, key, value);
+            cache.store(segment.pages, layer, position, key, value);
         }
     }
     let mut out = vec![0.0; rows * query];
     let qkv = floats(&data);
-    let pool = &*pool;
+    let cache = &*cache;
     split_rows(&mut out, &tasks, query).into_par_iter().zip(&tasks).for_each(|(out, task)| {
         let queries = &qkv[task.row * width..];
-        vectorized(Attend { task, queries, width, out, layer, config, pool });
+        vectorized(Attend { task, queries, width, out, layer, config, cache });
     });
     matrix(out, rows, &device)
 }
@@ -117,7 +99,7 @@ fn rotate(
 ) {
     split_rows(qkv, tasks, width).into_par_iter().zip(tasks).for_each(|(rows, task)| {
         for (row, position) in rows.chunks_exact_mut(width).zip(task.start..) {
-            for (x, bias) in row.iter_mut().zip(&heads.bias) {
+            for (x, bias) in row.iter_mut().zip(heads.bias.values()) {
                 *x += bias;
             }
             if config.qk_norm {
@@ -142,7 +124,7 @@ impl pulp::NullaryFnOnce for NormHeads<'_> {
         let width = self.config.head_width;
         let (queries, keys) = self.row.split_at_mut(self.config.query_width());
         let keys = &mut keys[..self.config.kv_width()];
-        for (part, weight) in [(queries, &self.heads.query_norm), (keys, &self.heads.key_norm)] {
+        for (part, weight) in [(queries, self.heads.query_norm.values()), (keys, self.heads.key_norm.values())] {
             for head in part.chunks_exact_mut(width) {
                 let scale = inverse_root(head, self.config.norm_epsilon);
                 for (x, w) in head.iter_mut().zip(weight) {
@@ -161,7 +143,7 @@ struct Attend<'a> {
     out: &'a mut [f32],
     layer: usize,
     config: &'a ModelConfig,
-    pool: &'a KvPool,
+    cache: &'a HostCache,
 }
 
 /// What the running softmax knows of a query row.
@@ -203,7 +185,7 @@ impl WithSimd for Attend<'_> {
             let last = self.task.start + self.task.count - 1;
             let unseen = first(self.task.start) / PAGE;
             for (number, &page) in self.task.pages[..=last / PAGE].iter().enumerate().skip(unseen) {
-                let (keys, values) = self.pool.head(page, self.layer, head);
+                let (keys, values) = self.cache.head(page, self.layer, head);
                 let page = Page { keys, values, first: number * PAGE };
                 for first in (0..rows).step_by(TILE) {
                     let end = rows.min(first + TILE);

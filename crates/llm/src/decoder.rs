@@ -2,33 +2,33 @@
 //!
 //! x = E\[token\]; in each block x += O attend(rope(Q n1(x)), rope(K n1(x)), V n1(x)) and x += D (silu(G n2(x)) * U n2(x))
 //! with RMSNorm n1, n2. The output head is applied by [`Decoder::logits`] to the rows that the caller wants, never to
-//! all positions. The products are in [`crate::matrix`], what lies between them in
-//! [`crate::host`] and [`crate::attention`].
+//! all positions. The products are in [`crate::matrix`], what lies between them in [`crate::ops`], by device.
 //!
 //! On the CPU a row's result does not depend on the other rows, to the bit: every kernel computes each row by itself
 //! and sums in one order.
 
 use crate::{
     LlmError,
-    attention::{HeadWeights, Segment, attend},
     checkpoint::{Checkpoint, HEAD, Stored},
     config::ModelConfig,
-    host::{RopeTable, add_rms_norm, floats, matrix, read, swiglu},
+    host::{Host, RopeTable, floats, matrix, read},
     kv::{KvPool, Sequence},
     matrix::{Matrix, Precision},
+    ops::{Draw, HeadWeights, Operations, Segment, Vector},
+    sampler::Drawn,
 };
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 use std::sync::Arc;
 
 /// One block's weights.
 struct Block {
-    attention_norm: Vec<f32>,
+    attention_norm: Vector,
     /// Queries, keys and values beside one another.
     qkv: Matrix,
     heads: HeadWeights,
     output: Matrix,
-    feed_norm: Vec<f32>,
+    feed_norm: Vector,
     /// Gates, then ups.
     gate_up: Matrix,
     down: Matrix,
@@ -53,10 +53,16 @@ pub(crate) struct Decoder {
     /// Outputs are tokens: output t of the matrix is the embedding of token t.
     embedding: Arc<Matrix>,
     blocks: Vec<Block>,
-    norm: Vec<f32>,
+    norm: Vector,
     /// The embedding where both are tied.
     head: Arc<Matrix>,
-    rope: RopeTable,
+    ops: Arc<dyn Operations>,
+}
+
+/// The residual stream after the last block, \[tokens, hidden\], and what is still to be added to it.
+pub(crate) struct Stream {
+    residual: Tensor<2>,
+    delta: Option<Tensor<2>>,
 }
 
 /// Tokens to compute next in a sequence.
@@ -75,22 +81,23 @@ impl Decoder {
         let embedding = tokens("model.embed_tokens.weight")?;
         let head = if config.tied_head { embedding.clone() } else { tokens(HEAD)? };
         let rope = RopeTable::new(&config.rope_frequencies(), config.context);
+        let ops = operations(&config, embedding.clone(), Arc::new(rope), device);
         let load = |index| Block::load(weights, index, device, precision);
         let blocks = (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?;
         Ok(Self {
-            norm: weights.vector("model.norm.weight", hidden)?,
+            norm: Vector::new(weights.vector("model.norm.weight", hidden)?, device),
             embedding,
             head,
             device: device.clone(),
             blocks,
-            rope,
+            ops,
             config,
         })
     }
 
     /// Computes the steps' tokens, all of them in the vocabulary, one step's rows after another's, and keeps their
-    /// keys and values. Returns the residual stream after the last block, \[tokens, hidden\].
-    pub(crate) fn forward(&self, pool: &mut KvPool, steps: &mut [Step<'_>]) -> Tensor<2> {
+    /// keys and values.
+    pub(crate) fn forward(&self, pool: &mut KvPool, steps: &mut [Step<'_>]) -> Stream {
         let mut tokens = Vec::new();
         for step in steps.iter_mut() {
             tokens.extend_from_slice(step.tokens);
@@ -104,35 +111,53 @@ impl Decoder {
                 count: step.tokens.len(),
             })
             .collect();
-        let mut x = self.embed(&tokens);
+        let mut attention = pool.cache().step(&segments);
+        let mut residual = self.embed(&tokens);
         let mut delta = None;
-        let epsilon = self.config.norm_epsilon;
+        let (ops, epsilon) = (&self.ops, self.config.norm_epsilon);
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (sum, normed) = add_rms_norm(x, delta, &block.attention_norm, epsilon);
-            let qkv = block.qkv.apply(normed);
-            let attended = attend(qkv, &segments, layer, &self.config, &block.heads, &self.rope, pool);
+            let (sum, normed) = ops.add_rms_norm(residual, delta, &block.attention_norm, epsilon);
+            let attended = attention.attend(block.qkv.apply(normed), layer, &block.heads);
             let attended = block.output.apply(attended);
-            let (sum, normed) = add_rms_norm(sum, Some(attended), &block.feed_norm, epsilon);
-            let fed = swiglu(block.gate_up.apply(normed));
+            let (sum, normed) = ops.add_rms_norm(sum, Some(attended), &block.feed_norm, epsilon);
+            let fed = ops.swiglu(block.gate_up.apply(normed));
             delta = Some(block.down.apply(fed));
-            x = sum;
+            residual = sum;
         }
-        delta.map_or(x.clone(), |delta| x + delta)
+        Stream { residual, delta }
+    }
+
+    /// Room for the keys and values of a batch's sequences, on the device.
+    pub(crate) fn pool(&self) -> KvPool {
+        KvPool::new(self.ops.cache(&self.config))
     }
 
     /// The hidden states that the head reads: the given rows of [`Self::forward`]'s result after the final norm.
-    pub(crate) fn finish(&self, x: Tensor<2>, rows: &[usize]) -> Vec<Vec<f32>> {
-        let hidden = self.config.hidden;
-        let data = read(x);
-        let picked = rows.iter().flat_map(|&row| &floats(&data)[row * hidden..(row + 1) * hidden]);
-        let picked = matrix(picked.copied().collect(), rows.len(), &self.device);
-        let normed = read(add_rms_norm(picked, None, &self.norm, self.config.norm_epsilon).1);
-        floats(&normed).chunks_exact(hidden).map(<[f32]>::to_vec).collect()
+    pub(crate) fn finish(&self, x: Stream, rows: &[usize]) -> Vec<Vec<f32>> {
+        let states = read(self.states(x, rows).cast(FloatDType::F32));
+        floats(&states).chunks_exact(self.config.hidden).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Whether [`Self::draw`] works: on devices with memory of their own.
+    pub(crate) fn draws(&self) -> bool {
+        self.ops.draws()
+    }
+
+    /// The next tokens after the given rows of [`Self::forward`]'s result; `None` where the logits are no numbers.
+    pub(crate) fn draw(&self, x: Stream, rows: &[usize], draws: &[Draw]) -> Vec<Option<Drawn>> {
+        self.ops.draw(self.head.apply(self.states(x, rows)), draws)
+    }
+
+    /// [`Self::finish`] on the device, \[rows, hidden\].
+    fn states(&self, x: Stream, rows: &[usize]) -> Tensor<2> {
+        let delta = x.delta.map(|delta| self.ops.pick(delta, rows));
+        let residual = self.ops.pick(x.residual, rows);
+        self.ops.add_rms_norm(residual, delta, &self.norm, self.config.norm_epsilon).1
     }
 
     /// Logits over the whole vocabulary for finished hidden states, \[states, vocabulary\].
     pub(crate) fn logits(&self, states: &[Vec<f32>]) -> TensorData {
-        read(self.head.apply(matrix(states.concat(), states.len(), &self.device)))
+        read(self.head.apply(matrix(states.concat(), states.len(), &self.device)).cast(FloatDType::F32))
     }
 
     /// The head's weights of some tokens, each \[hidden\].
@@ -147,20 +172,17 @@ impl Decoder {
 
     /// The tokens' embeddings, \[tokens, hidden\].
     pub(crate) fn embed(&self, tokens: &[u32]) -> Tensor<2> {
-        let hidden = self.config.hidden;
-        let mut out = vec![0.0; tokens.len() * hidden];
-        out.par_chunks_mut(hidden).zip(tokens).for_each(|(to, &token)| self.embedding.output(token as usize, to));
-        matrix(out, tokens.len(), &self.device)
+        self.ops.embed(tokens, self.config.hidden, &self.device)
     }
 
     /// A block's weights as tensors. They are made anew at every call: take them when they are needed, and let go.
     pub(crate) fn dense_block(&self, layer: usize) -> DenseBlock {
         let block = &self.blocks[layer];
         DenseBlock {
-            attention_norm: block.attention_norm.clone(),
+            attention_norm: block.attention_norm.values().to_vec(),
             qkv: block.qkv.dense(&self.device),
             output: block.output.dense(&self.device),
-            feed_norm: block.feed_norm.clone(),
+            feed_norm: block.feed_norm.values().to_vec(),
             gate_up: block.gate_up.dense(&self.device),
             down: block.down.dense(&self.device),
         }
@@ -196,21 +218,36 @@ impl Block {
         };
         let norm = |part: &str| if config.qk_norm { vector(part, config.head_width) } else { Ok(Vec::new()) };
         Ok(Self {
-            attention_norm: vector("input_layernorm.weight", hidden)?,
+            attention_norm: Vector::new(vector("input_layernorm.weight", hidden)?, device),
             qkv: matrix(&[
                 stored("self_attn.q_proj", query, hidden)?,
                 stored("self_attn.k_proj", kv, hidden)?,
                 stored("self_attn.v_proj", kv, hidden)?,
             ]),
             heads: HeadWeights {
-                bias,
-                query_norm: norm("self_attn.q_norm.weight")?,
-                key_norm: norm("self_attn.k_norm.weight")?,
+                bias: Vector::new(bias, device),
+                query_norm: Vector::new(norm("self_attn.q_norm.weight")?, device),
+                key_norm: Vector::new(norm("self_attn.k_norm.weight")?, device),
             },
             output: matrix(&[stored("self_attn.o_proj", hidden, query)?]),
-            feed_norm: vector("post_attention_layernorm.weight", hidden)?,
+            feed_norm: Vector::new(vector("post_attention_layernorm.weight", hidden)?, device),
             gate_up: matrix(&[stored("mlp.gate_proj", feed, hidden)?, stored("mlp.up_proj", feed, hidden)?]),
             down: matrix(&[stored("mlp.down_proj", hidden, feed)?]),
         })
     }
+}
+
+/// The operations on a device.
+fn operations(
+    config: &ModelConfig,
+    embedding: Arc<Matrix>,
+    rope: Arc<RopeTable>,
+    device: &Device,
+) -> Arc<dyn Operations> {
+    #[cfg(feature = "cuda")]
+    if *device != Device::flex() {
+        return Arc::new(crate::cuda::Cuda::new(config, &embedding, &rope, device));
+    }
+    let _ = (config, device);
+    Arc::new(Host { embedding, rope })
 }

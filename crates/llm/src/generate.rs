@@ -16,13 +16,14 @@ use crate::{
     host::floats,
     kv::{Keep, KvPool, PAGE, Sequence},
     memory,
+    ops::Draw,
     prefill::{Done, OnProgress, Rows, check_prompt, not_finite},
     prefix::PrefixTree,
-    sampler::{Sampler, Sampling},
+    sampler::{Drawn, Sampler, Sampling},
     stopping::{StopSearch, cut},
     tokenizer::TextTokenizer,
 };
-use rand_chacha::ChaCha8Rng;
+use rand_chacha::{ChaCha8Rng, rand_core::Rng};
 use rayon::prelude::*;
 use std::{collections::VecDeque, time::Instant};
 
@@ -201,7 +202,7 @@ impl<'a> Engine<'a> {
         let errors: Vec<_> =
             prompts.iter().enumerate().map(|(row, prompt)| check_prompt(decoder, row, prompt).err()).collect();
         let good = (0..prompts.len()).filter(|&row| errors[row].is_none() && !unbegun[row].is_empty());
-        let pool = KvPool::new(&decoder.config);
+        let pool = decoder.pool();
         let bytes = slots.kv_bytes.unwrap_or_else(memory::default_bytes);
         Self {
             batch_size: slots.samples,
@@ -346,12 +347,21 @@ impl<'a> Engine<'a> {
             .collect();
         let x = self.decoder.forward(&mut self.pool, &mut steps);
         let rows: Vec<usize> = (0..self.slots.len()).collect();
-        let logits = self.decoder.logits(&self.decoder.finish(x, &rows));
-        let logits = floats(&logits).par_chunks_exact(self.decoder.config.vocabulary);
         let (rules, prompts) = (self.rules, &self.prompts);
-        self.slots.par_iter_mut().zip(logits).try_for_each_init(Sampler::default, |sampler, (slot, logits)| {
-            slot.draw(logits, slot.sequence.len(), &prompts[slot.row], rules, sampler)
-        })?;
+        // The device's sampler knows no repetition penalty.
+        if self.decoder.draws() && rules.sampling.repetition_penalty == 1.0 {
+            let draws: Vec<Draw> = self.slots.iter_mut().map(|slot| slot.device_draw(rules.sampling)).collect();
+            let drawn = self.decoder.draw(x, &rows, &draws);
+            for (slot, drawn) in self.slots.iter_mut().zip(drawn) {
+                slot.take(drawn, slot.sequence.len(), rules)?;
+            }
+        } else {
+            let logits = self.decoder.logits(&self.decoder.finish(x, &rows));
+            let logits = floats(&logits).par_chunks_exact(self.decoder.config.vocabulary);
+            self.slots.par_iter_mut().zip(logits).try_for_each_init(Sampler::default, |sampler, (slot, logits)| {
+                slot.draw(logits, slot.sequence.len(), &prompts[slot.row], rules, sampler)
+            })?;
+        }
         self.done.tokens += self.slots.len() as u64;
         self.done.answer_tokens += self.slots.len() as u64;
         for slot in self.slots.extract_if(.., |slot| slot.state != SlotState::Running).collect::<Vec<_>>() {
@@ -436,8 +446,23 @@ impl Slot {
         rules: Rules<'_>,
         sampler: &mut Sampler,
     ) -> Result<(), LlmError> {
+        let before = prompt.iter().chain(&self.tokens);
+        let drawn = sampler.draw(logits, rules.sampling, before, &mut self.rng);
+        self.take(drawn, length, rules)
+    }
+
+    /// What the device needs to draw the next token: the same number as [`Sampler::draw`] would draw.
+    fn device_draw(&mut self, sampling: &Sampling) -> Draw {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = *sampling;
+        let greedy = !(1.0 / temperature).is_finite();
+        let uniform = if greedy { 0.0 } else { (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 };
+        Draw { temperature, top_k, top_p, min_p, uniform }
+    }
+
+    /// Takes the next token and says whether the answer ends with it.
+    fn take(&mut self, drawn: Option<Drawn>, length: usize, rules: Rules<'_>) -> Result<(), LlmError> {
         let Rules { tokenizer, sampling, context } = rules;
-        let Some(drawn) = sampler.draw(logits, sampling, prompt.iter().chain(&self.tokens), &mut self.rng) else {
+        let Some(drawn) = drawn else {
             self.state = SlotState::Broken;
             return Ok(());
         };

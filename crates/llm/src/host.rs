@@ -4,8 +4,65 @@
 //! Every row is computed by itself, in an order of operations that the width of the CPU's vectors and the number of
 //! rows do not change: that is what makes results independent of the batch. Matrix products stay with Burn.
 
+use crate::{
+    config::ModelConfig,
+    host_cache::HostCache,
+    matrix::Matrix,
+    ops::{Cache, Draw, Operations, Vector},
+    sampler::Drawn,
+};
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
+use std::sync::Arc;
+
+/// The operations in host memory.
+pub(crate) struct Host {
+    /// Output t is the embedding of token t.
+    pub(crate) embedding: Arc<Matrix>,
+    pub(crate) rope: Arc<RopeTable>,
+}
+
+impl Operations for Host {
+    fn cache(&self, config: &ModelConfig) -> Box<dyn Cache> {
+        Box::new(HostCache::new(config.clone(), self.rope.clone()))
+    }
+
+    fn embed(&self, tokens: &[u32], width: usize, device: &Device) -> Tensor<2> {
+        let mut out = vec![0.0; tokens.len() * width];
+        out.par_chunks_mut(width).zip(tokens).for_each(|(to, &token)| self.embedding.output(token as usize, to));
+        matrix(out, tokens.len(), device)
+    }
+
+    fn add_rms_norm(
+        &self,
+        residual: Tensor<2>,
+        delta: Option<Tensor<2>>,
+        weight: &Vector,
+        epsilon: f32,
+    ) -> (Tensor<2>, Tensor<2>) {
+        add_rms_norm(residual, delta, weight.values(), epsilon)
+    }
+
+    fn swiglu(&self, gate_up: Tensor<2>) -> Tensor<2> {
+        swiglu(gate_up)
+    }
+
+    fn pick(&self, x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+        let device = x.device();
+        let [_, width] = x.dims();
+        let data = read(x);
+        let picked = rows.iter().flat_map(|&row| &floats(&data)[row * width..(row + 1) * width]);
+        matrix(picked.copied().collect(), rows.len(), &device)
+    }
+
+    fn draws(&self) -> bool {
+        false
+    }
+
+    fn draw(&self, _logits: Tensor<2>, draws: &[Draw]) -> Vec<Option<Drawn>> {
+        unreachable!("{} draws: see Self::draws", draws.len())
+    }
+}
 
 /// Floats that are computed side by side. Sums are kept in as many parts, so a sum is the same on every CPU.
 pub(crate) const PAGE_LANES: usize = 32;
@@ -216,6 +273,13 @@ impl RopeTable {
         let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         Self { cos, sin, half }
+    }
+
+    /// For each position its cosines, then its sines.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn rows(&self, positions: usize) -> impl Iterator<Item = f32> {
+        let both = self.cos.chunks_exact(self.half).zip(self.sin.chunks_exact(self.half)).take(positions);
+        both.flat_map(|(cos, sin)| cos.iter().chain(sin).copied())
     }
 
     /// Rotates the first `heads` heads of a row in place: the pair (i, i + half) by the position's i-th angle.

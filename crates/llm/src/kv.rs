@@ -3,16 +3,16 @@
 //! A sequence is a list of pages. Sequences with a common beginning share its full pages, so a prompt's samples, and
 //! prompts with the same instruction, keep its keys and values once; a page that is only partly filled is copied when
 //! a sequence branches off, so page `i` always holds the positions `32 i` and on. Nothing is ever moved when a cache
-//! grows. Keys lie transposed within a page, the way the attention loop reads them.
+//! grows. Pages are counted here; the numbers in them are in the memory of a device ([`Cache`]).
 
-use crate::{config::ModelConfig, host::PAGE_LANES};
+use crate::{host::PAGE_LANES, ops::Cache};
 
 /// Positions in a page.
 pub(crate) const PAGE: usize = PAGE_LANES;
 
 /// A page's place in the pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageId(usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PageId(pub(crate) usize);
 
 /// How long a sequence's keys and values are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,32 +47,24 @@ impl Sequence {
     }
 }
 
+/// What is counted of a page.
 struct Page {
-    /// For each layer that it holds: keys \[kv heads, head width, PAGE\], then values \[kv heads, PAGE, head width\].
-    data: Vec<f32>,
     users: usize,
+    keep: Keep,
 }
 
 /// All pages.
 pub(crate) struct KvPool {
-    layers: usize,
-    kv_heads: usize,
-    head_width: usize,
+    cache: Box<dyn Cache>,
     pages: Vec<Page>,
     free: Vec<PageId>,
     free_single: Vec<PageId>,
 }
 
 impl KvPool {
-    pub(crate) fn new(config: &ModelConfig) -> Self {
-        Self {
-            layers: config.layers,
-            kv_heads: config.kv_heads,
-            head_width: config.head_width,
-            pages: Vec::new(),
-            free: Vec::new(),
-            free_single: Vec::new(),
-        }
+    /// No pages yet, in the memory of a device.
+    pub(crate) fn new(cache: Box<dyn Cache>) -> Self {
+        Self { cache, pages: Vec::new(), free: Vec::new(), free_single: Vec::new() }
     }
 
     /// Makes room for `count` more tokens and counts them as computed: the forward pass fills them in.
@@ -94,10 +86,7 @@ impl KvPool {
         }
         if keep == Keep::AllLayers && base.length > sequence.length {
             let copy = self.take(keep);
-            let data = std::mem::take(&mut self.pages[copy.0].data);
-            let mut data = data;
-            data.copy_from_slice(&self.pages[base.pages[full].0].data);
-            self.pages[copy.0].data = data;
+            self.cache.copy(base.pages[full], copy);
             sequence.pages.push(copy);
             sequence.length = base.length;
         }
@@ -110,64 +99,36 @@ impl KvPool {
             let page = &mut self.pages[id.0];
             page.users -= 1;
             if page.users == 0 {
-                let single = page.data.len() == 2 * self.kv_heads * self.head_width * PAGE && self.layers > 1;
-                if single { self.free_single.push(id) } else { self.free.push(id) }
+                match page.keep {
+                    Keep::AllLayers => self.free.push(id),
+                    Keep::CurrentLayer => self.free_single.push(id),
+                }
             }
         }
     }
 
     fn take(&mut self, keep: Keep) -> PageId {
-        let single = keep == Keep::CurrentLayer && self.layers > 1;
-        let free = if single { &mut self.free_single } else { &mut self.free };
+        let free = match keep {
+            Keep::AllLayers => &mut self.free,
+            Keep::CurrentLayer => &mut self.free_single,
+        };
         if let Some(id) = free.pop() {
             self.pages[id.0].users = 1;
             return id;
         }
-        let layers = if single { 1 } else { self.layers };
-        self.pages.push(Page { data: vec![0.0; layers * self.layer_floats()], users: 1 });
+        self.cache.add(keep);
+        self.pages.push(Page { users: 1, keep });
         PageId(self.pages.len() - 1)
     }
 
-    fn layer_floats(&self) -> usize {
-        2 * self.kv_heads * self.head_width * PAGE
-    }
-
-    /// One layer of a page: where it begins in the page's data.
-    fn layer_start(&self, page: PageId, layer: usize) -> usize {
-        let floats = self.layer_floats();
-        layer % (self.pages[page.0].data.len() / floats) * floats
-    }
-
-    /// Stores the key and value of one token, each \[kv heads * head width\].
-    pub(crate) fn store(&mut self, sequence: &[PageId], layer: usize, position: usize, key: &[f32], value: &[f32]) {
-        let page = sequence[position / PAGE];
-        debug_assert_eq!(self.pages[page.0].users, 1, "a shared page is never written");
-        let start = self.layer_start(page, layer);
-        let (slot, width, heads) = (position % PAGE, self.head_width, self.kv_heads);
-        let floats = self.layer_floats();
-        let data = &mut self.pages[page.0].data[start..start + floats];
-        let (keys, values) = data.split_at_mut(floats / 2);
-        for (lane, &k) in keys.chunks_exact_mut(PAGE).zip(key) {
-            lane[slot] = k;
-        }
-        for head in 0..heads {
-            let to = (head * PAGE + slot) * width;
-            values[to..to + width].copy_from_slice(&value[head * width..(head + 1) * width]);
-        }
-    }
-
-    /// Keys \[head width, PAGE\] and values \[PAGE, head width\] of one head in a page.
-    pub(crate) fn head(&self, page: PageId, layer: usize, head: usize) -> (&[f32], &[f32]) {
-        let size = self.head_width * PAGE;
-        let start = self.layer_start(page, layer) + head * size;
-        let data = &self.pages[page.0].data;
-        let values = start + self.kv_heads * size;
-        (&data[start..start + size], &data[values..values + size])
+    /// The device's part: what a forward pass reads and writes.
+    pub(crate) fn cache(&mut self) -> &mut dyn Cache {
+        &mut *self.cache
     }
 
     /// Bytes of a page of all layers.
     pub(crate) fn page_bytes(&self) -> u64 {
-        (self.layers * self.layer_floats() * size_of::<f32>()) as u64
+        self.cache.page_bytes()
     }
 
     /// Pages that some sequence uses.
@@ -179,23 +140,16 @@ impl KvPool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pool() -> KvPool {
-        KvPool { layers: 2, kv_heads: 2, head_width: 2, pages: Vec::new(), free: Vec::new(), free_single: Vec::new() }
-    }
+    use crate::host_cache::tests::cache;
 
     #[test]
-    fn a_fork_shares_full_pages_and_copies_the_last() {
-        let mut pool = pool();
+    fn a_fork_shares_full_pages() {
+        let mut pool = KvPool::new(Box::new(cache()));
         let mut base = Sequence::new(Keep::AllLayers);
         pool.extend(&mut base, PAGE + 3);
-        let pages = base.pages().to_vec();
-        pool.store(&pages, 1, PAGE + 2, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
         let mut fork = pool.fork(&base, Keep::AllLayers);
         assert_eq!((fork.len(), fork.pages()[0]), (PAGE + 3, base.pages()[0]));
         assert_ne!(fork.pages()[1], base.pages()[1]);
-        let (keys, values) = pool.head(fork.pages()[1], 1, 1);
-        assert_eq!((keys[2], keys[PAGE + 2], &values[4..6]), (3.0, 4.0, &[7.0, 8.0][..]));
         let passing = pool.fork(&base, Keep::CurrentLayer);
         assert_eq!((passing.len(), pool.used()), (PAGE, 3));
         pool.release(base);
@@ -205,17 +159,5 @@ mod tests {
         pool.release(passing);
         pool.release(fork);
         assert_eq!((pool.used(), pool.pages.len()), (0, 3));
-    }
-
-    #[test]
-    fn a_passing_page_holds_one_layer_at_a_time() {
-        let mut pool = pool();
-        let mut sequence = Sequence::new(Keep::CurrentLayer);
-        pool.extend(&mut sequence, 1);
-        let pages = sequence.pages().to_vec();
-        pool.store(&pages, 0, 0, &[1.0; 4], &[2.0; 4]);
-        pool.store(&pages, 1, 0, &[3.0; 4], &[4.0; 4]);
-        assert_eq!(pool.head(pages[0], 1, 0).0[0], 3.0);
-        assert_eq!(pool.pages[0].data.len(), 2 * 2 * 2 * PAGE);
     }
 }

@@ -14,9 +14,13 @@
 //! ```
 
 mod attention;
+#[cfg(any(test, feature = "cuda"))]
+mod attention_plan;
 pub mod chat;
 mod checkpoint;
 pub mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
 pub mod device;
 mod error;
@@ -24,10 +28,12 @@ mod folder;
 pub mod generate;
 pub mod gguf;
 mod host;
+mod host_cache;
 mod kv;
 mod matrix;
 mod memory;
 pub mod model;
+mod ops;
 pub mod prefill;
 mod prefix;
 pub mod quants;

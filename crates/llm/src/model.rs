@@ -8,7 +8,7 @@ use crate::{
     decoder::{Decoder, Step},
     generate::{self, GenerateRequest, Generation, Slots},
     host::floats,
-    kv::{Keep, KvPool, Sequence},
+    kv::{Keep, Sequence},
     matrix::Precision,
     prefill::{self, OnProgress, Pooling, Rows, TokenBudget},
     sampler::Sampling,
@@ -153,7 +153,7 @@ impl LanguageModel {
     /// [`LlmError::Prompt`] when the prompt is empty or longer than the context.
     pub fn trace(&self, prompt: &[u32], chunk: usize) -> Result<Vec<Position>, LlmError> {
         prefill::check_prompt(&self.decoder, 0, prompt)?;
-        let mut pool = KvPool::new(&self.decoder.config);
+        let mut pool = self.decoder.pool();
         let mut sequence = Sequence::new(Keep::AllLayers);
         let mut out = Vec::with_capacity(prompt.len());
         for tokens in prompt.chunks(chunk.max(1)) {

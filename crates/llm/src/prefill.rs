@@ -7,12 +7,12 @@
 
 use crate::{
     LlmError,
-    decoder::Decoder,
+    decoder::{Decoder, Stream},
     kv::{Keep, KvPool},
     memory,
     prefix::{PrefixTree, Span},
 };
-use burn::tensor::Tensor;
+
 use std::{collections::HashMap, ops::ControlFlow};
 
 /// How a prompt's hidden states become one vector.
@@ -103,7 +103,7 @@ impl<'a> Prefill<'a> {
             prompts.iter().enumerate().map(|(row, prompt)| check_prompt(decoder, row, prompt).err()).collect();
         let good = (0..prompts.len()).filter(|&row| errors[row].is_none()).collect();
         let bytes = budget.memory_bytes.unwrap_or_else(memory::default_bytes);
-        let pool = KvPool::new(&decoder.config);
+        let pool = decoder.pool();
         Self {
             decoder,
             prompts,
@@ -120,7 +120,7 @@ impl<'a> Prefill<'a> {
     fn run(
         &mut self,
         on_progress: OnProgress<'_>,
-        mut visit: impl FnMut(&PrefixTree, Tensor<2>, &[Span]),
+        mut visit: impl FnMut(&PrefixTree, Stream, &[Span]),
     ) -> Result<(), LlmError> {
         while !self.tree.is_done() {
             if on_progress(self.done).is_break() {
@@ -134,7 +134,7 @@ impl<'a> Prefill<'a> {
     }
 
     /// One batch: as many tokens as the budget allows, and always one unit.
-    fn batch(&mut self, visit: &mut impl FnMut(&PrefixTree, Tensor<2>, &[Span])) {
+    fn batch(&mut self, visit: &mut impl FnMut(&PrefixTree, Stream, &[Span])) {
         let (mut tokens, mut held) = (0, self.pool.used());
         let units = self.tree.take(|unit| {
             let first = tokens == 0;
@@ -193,7 +193,7 @@ pub(crate) fn embed(
 }
 
 /// The finished hidden state of every prompt whose last token is in the batch, with its row.
-fn last_states(decoder: &Decoder, tree: &PrefixTree, x: Tensor<2>, spans: &[Span]) -> Vec<(usize, Vec<f32>)> {
+fn last_states(decoder: &Decoder, tree: &PrefixTree, x: Stream, spans: &[Span]) -> Vec<(usize, Vec<f32>)> {
     let ends = |span: &&Span| span.complete && !tree.unit(span.unit).is_shared();
     let (rows, last): (Vec<usize>, Vec<usize>) =
         spans.iter().filter(ends).map(|span| (tree.unit(span.unit).row, span.rows.end - 1)).unzip();
@@ -218,7 +218,7 @@ impl<'a> Means<'a> {
         Self { hidden, prompts, sums: HashMap::new(), out: vec![None; prompts.len()] }
     }
 
-    fn add(&mut self, decoder: &Decoder, tree: &PrefixTree, x: Tensor<2>, spans: &[Span]) {
+    fn add(&mut self, decoder: &Decoder, tree: &PrefixTree, x: Stream, spans: &[Span]) {
         let rows: Vec<usize> = spans.iter().flat_map(|span| span.rows.clone()).collect();
         let mut states = decoder.finish(x, &rows).into_iter();
         for span in spans {
@@ -289,7 +289,7 @@ mod tests {
         let prompts: Vec<Vec<u32>> =
             (0..40).map(|row| (0..100).map(|i| word(i, row)).chain([row % 2]).collect()).collect();
         for (pages, tokens) in [(3, 64), (8, 64), (8, 1024), (1000, 1024)] {
-            let bytes = pages as u64 * KvPool::new(model.config()).page_bytes();
+            let bytes = pages as u64 * model.decoder.pool().page_bytes();
             let mut prefill = Prefill::new(&model.decoder, &prompts, TokenBudget { tokens, memory_bytes: Some(bytes) });
             prefill.batch_tokens = tokens;
             let mut most = 0;

@@ -9,10 +9,9 @@
 //! What is done with the computed rows is the caller's business: see [`crate::prefill`] and [`crate::generate`].
 
 use crate::{
-    decoder::{Decoder, Step},
+    decoder::{Decoder, Step, Stream},
     kv::{Keep, KvPool, PAGE, Sequence},
 };
-use burn::tensor::Tensor;
 use std::{cmp::Reverse, ops::Range};
 
 /// Something to compute: a beginning that several prompts share, or the rest of a prompt.
@@ -119,7 +118,7 @@ impl PrefixTree {
         prompts: &[Vec<u32>],
         units: &[usize],
         (keep, chunk): (Keep, usize),
-        mut visit: impl FnMut(&Self, Tensor<2>, &[Span]),
+        mut visit: impl FnMut(&Self, Stream, &[Span]),
     ) -> Vec<Sequence> {
         if let [unit] = units
             && self.units[*unit].tokens.len() > chunk
@@ -150,7 +149,7 @@ impl PrefixTree {
         prompts: &[Vec<u32>],
         unit: usize,
         chunk: usize,
-        mut visit: impl FnMut(&Self, Tensor<2>, &[Span]),
+        mut visit: impl FnMut(&Self, Stream, &[Span]),
     ) -> Option<Sequence> {
         // Every chunk reads the keys and values of those before it, in every layer.
         let mut sequence = self.branch_off(unit, Keep::AllLayers, pool);

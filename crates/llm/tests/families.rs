@@ -126,8 +126,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
 
 #[test]
 fn greedy_answers_are_those_of_transformers() {
-    let sampling =
-        Sampling { temperature: 0.0, max_new_tokens: 128, ..Sampling::default() };
+    let sampling = Sampling { temperature: 0.0, max_new_tokens: 128, ..Sampling::default() };
     for (name, reference) in MODELS {
         let (model, reference) = (model(name), Reference::of(reference));
         let requests = reference.prompts().into_iter();

@@ -34,7 +34,7 @@ fn run(model: &LanguageModel, pages: usize, batch_size: usize) -> Seen {
     // A drawn token that overflows would end its row.
     let sampling = Sampling { max_new_tokens: 100, stop_tokens: vec![tiny::BAD], ..Sampling::default() };
     let rules = Rules { tokenizer: model.tokenizer(), sampling: &sampling, context: model.config().context };
-    let kv_bytes = Some(pages as u64 * KvPool::new(model.config()).page_bytes());
+    let kv_bytes = Some(pages as u64 * model.decoder.pool().page_bytes());
     let mut engine = Engine::new(&model.decoder, rules, requests(), Slots { samples: batch_size, kv_bytes });
     let mut seen = Seen { peak: 0, paused: 0, most_slots: 0, computed: 0 };
     loop {

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::Stored,
     host::{floats, matrix, read},
 };
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use kernel::{Strip, Vectors};
 use panels::{Panels, WIDTH};
 use rayon::prelude::*;
@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As in the file: exactly the values that dequantizing gives, in as many bits as they are stored with.
+    /// As in the file: exactly the values that dequantizing gives, in as many bits as they are stored with. On CUDA
+    /// bfloat16.
     #[default]
     Auto,
     /// 32-bit floats.
@@ -30,7 +31,7 @@ pub enum Precision {
     Bf16,
     /// Half precision: 11 bits of precision, up to 65,504.
     F16,
-    /// Bytes with a scale for every 32 inputs of an output: largest magnitude / 127.
+    /// Bytes with a scale for every 32 inputs of an output: largest magnitude / 127. On CUDA their values, in bfloat16.
     Int8,
 }
 
@@ -65,7 +66,12 @@ impl Matrix {
         if *device == Device::flex() {
             return host;
         }
-        Self { inputs, outputs, storage: Storage::Device(host.dense(device)) }
+        let float = match precision {
+            Precision::F32 => FloatDType::F32,
+            Precision::F16 => FloatDType::F16,
+            Precision::Auto | Precision::Bf16 | Precision::Int8 => FloatDType::BF16,
+        };
+        Self { inputs, outputs, storage: Storage::Device(host.dense(device).cast(float)) }
     }
 
     /// Bytes of the weights in memory.
@@ -79,7 +85,7 @@ impl Matrix {
     /// The product, \[rows, outputs\], with `x` \[rows, inputs\].
     pub(crate) fn apply(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.storage {
-            Storage::Device(weights) => x.matmul(weights.clone()),
+            Storage::Device(weights) => x.cast(FloatDType::from(weights.dtype())).matmul(weights.clone()),
             Storage::Host(parts) => {
                 let device = x.device();
                 let [rows, _] = x.dims();
@@ -102,9 +108,7 @@ impl Matrix {
                 }
             }
             Storage::Device(weights) => {
-                to.copy_from_slice(floats(&read(
-                    weights.clone().narrow(1, output, 1).cast(burn::tensor::FloatDType::F32),
-                )));
+                to.copy_from_slice(floats(&read(weights.clone().narrow(1, output, 1).cast(FloatDType::F32))));
             }
         }
     }

@@ -1,0 +1,312 @@
+//! Keys and values on a CUDA device, and the attention over them.
+//!
+//! Both lie in one buffer each, in parts: one layer of one page, \[kv heads, PAGE, head width\]. A page of all layers is
+//! as many parts in a row; a passing page is one. The buffers grow by doubling, with a copy.
+
+use super::{Shared, Table, contiguous, cubes, floats, tensor, vectors};
+use crate::{
+    attention_plan::{Items, Plan, TileTokens},
+    config::ModelConfig,
+    kv::{Keep, PAGE, PageId},
+    ops::{Cache, HeadWeights, Segment, StepAttention},
+};
+use burn::tensor::Tensor;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::{prelude::CubeDim, server::Handle};
+use rallrec_kernels::{
+    PLANE,
+    attention::{self, Tile},
+    norm,
+    rotary::{self, Heads},
+};
+use std::sync::Arc;
+
+/// Planes of a cube for few query rows, and for many.
+const FEW_PLANES: usize = 4;
+const MANY_PLANES: usize = 8;
+/// Query rows of a plane: their sums fill half of a unit's registers at a head width of 128.
+const ROWS: usize = 8;
+/// Planes of a cube that rotates: heads go round them.
+const ROTATE_PLANES: u32 = 8;
+/// Units of a cube that copies a part.
+const COPY_UNITS: u32 = 256;
+/// Parts of a buffer at first.
+const FIRST_PARTS: usize = 256;
+
+/// The pages of a pool.
+pub(super) struct CudaCache {
+    config: ModelConfig,
+    shared: Arc<Shared>,
+    /// Of each page: twice its first part, plus 1 when it has a part for every layer.
+    codes: Vec<u32>,
+    /// Parts given to pages.
+    parts: usize,
+    store: Option<Store>,
+}
+
+/// Buffers for some parts.
+struct Store {
+    keys: Handle,
+    values: Handle,
+    capacity: usize,
+    /// Parts that pages had when it was made or last used: those that may hold numbers.
+    filled: usize,
+}
+
+impl CudaCache {
+    pub(super) fn new(config: ModelConfig, shared: Arc<Shared>) -> Self {
+        Self { config, shared, codes: Vec::new(), parts: 0, store: None }
+    }
+
+    fn part_numbers(&self) -> usize {
+        self.config.kv_width() * PAGE
+    }
+
+    fn code(&self, page: PageId) -> u32 {
+        self.codes[page.0]
+    }
+
+    /// Buffers with room for all parts.
+    fn reserve(&mut self) {
+        let capacity = self.store.as_ref().map_or(0, |store| store.capacity);
+        if self.parts > capacity {
+            let capacity = self.parts.next_power_of_two().max(FIRST_PARTS);
+            let bytes = capacity * self.part_numbers() * self.shared.dtype.size();
+            let client = &self.shared.client;
+            let (keys, values) = (client.empty(bytes), client.empty(bytes));
+            if let Some(old) = &self.store {
+                self.move_parts(&old.keys, &keys, old.filled);
+                self.move_parts(&old.values, &values, old.filled);
+            }
+            self.store = Some(Store { keys, values, capacity, filled: self.parts });
+        }
+        let store = self.store.as_mut().expect("no pool is read that has no pages");
+        store.filled = self.parts;
+    }
+
+    fn move_parts(&self, from: &Handle, to: &Handle, count: usize) {
+        let size = self.part_numbers();
+        let ids = self.shared.upload(&(0..count as u32).collect::<Vec<_>>());
+        // SAFETY: both buffers have `count` parts, and one cube copies each.
+        #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+        unsafe {
+            norm::gather_rows::launch_unchecked(
+                &self.shared.client,
+                cubes(count, 1),
+                CubeDim::new_1d(COPY_UNITS),
+                floats(from, count * size / 4),
+                ids.argument(),
+                floats(to, count * size / 4),
+                size / 4,
+                [self.shared.element(); 2],
+            );
+        }
+    }
+
+    fn tile(&self, planes: usize, rows: usize, whole: bool) -> Tile {
+        let ModelConfig { heads: queries, kv_heads: keys, head_width: width, .. } = self.config;
+        Tile { queries, keys, width, planes, rows, whole }
+    }
+
+    /// For runs of tokens, for chunks that sequences share, and for chunks of one sequence.
+    fn tiles(&self) -> [Tile; 3] {
+        let group = self.config.group();
+        let rows = |planes: usize| ROWS.max(group.div_ceil(planes));
+        [
+            self.tile(MANY_PLANES, rows(MANY_PLANES), true),
+            self.tile(FEW_PLANES, rows(FEW_PLANES), false),
+            self.tile(FEW_PLANES, group.div_ceil(FEW_PLANES), false),
+        ]
+    }
+}
+
+impl Cache for CudaCache {
+    fn add(&mut self, keep: Keep) {
+        let all = keep == Keep::AllLayers;
+        self.codes.push(2 * self.parts as u32 + u32::from(all));
+        self.parts += if all { self.config.layers } else { 1 };
+    }
+
+    fn copy(&mut self, from: PageId, to: PageId) {
+        let (from, to) = (self.code(from) >> 1, self.code(to) >> 1);
+        let (layers, size) = (self.config.layers, self.part_numbers());
+        self.reserve();
+        let store = self.store.as_ref().expect("just reserved");
+        for buffer in [&store.keys, &store.values] {
+            // SAFETY: both pages have a part for every layer, in the buffer, and do not overlap.
+            #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+            unsafe {
+                attention::copy_parts::launch_unchecked(
+                    &self.shared.client,
+                    cubes(layers, 1),
+                    CubeDim::new_1d(COPY_UNITS),
+                    floats(buffer, layers * size / 4),
+                    from,
+                    to,
+                    size / 4,
+                    self.shared.element(),
+                );
+            }
+        }
+    }
+
+    fn page_bytes(&self) -> u64 {
+        (2 * self.config.layers * self.part_numbers() * self.shared.dtype.size()) as u64
+    }
+
+    fn step<'a>(&'a mut self, segments: &'a [Segment<'a>]) -> Box<dyn StepAttention + 'a> {
+        self.reserve();
+        let tiles = self.tiles();
+        let tokens = TileTokens { whole: tiles[0].tokens(), shared: tiles[1].tokens() };
+        let plan = Plan::new(segments, |page| self.code(page), self.config.sliding_window, tokens);
+        let shared = &self.shared;
+        let partials = plan.partials.max(1) * self.config.heads;
+        let launch = |items: &Items, tile| {
+            (items.count > 0).then(|| Launch {
+                count: items.count,
+                tile,
+                items: shared.upload(&items.items),
+                tokens: shared.upload(&items.tokens),
+                pages: shared.upload(&items.pages),
+            })
+        };
+        let lists = [(&plan.whole, tiles[0]), (&plan.shared, tiles[1]), (&plan.alone, tiles[2])];
+        Box::new(CudaStep {
+            rows: plan.places.len() / 2,
+            places: shared.upload(&plan.places),
+            launches: lists.into_iter().filter_map(|(items, tile)| launch(items, tile)).collect(),
+            ranges: (!plan.ranges.is_empty()).then(|| shared.upload(&plan.ranges)),
+            sums: shared.client.empty(4 * partials * self.config.head_width),
+            stats: shared.client.empty(4 * partials * 2),
+            partials,
+            cache: self,
+        })
+    }
+}
+
+/// One forward pass's tables and room for partial results, on the device.
+struct CudaStep<'a> {
+    cache: &'a CudaCache,
+    rows: usize,
+    places: Table,
+    launches: Vec<Launch>,
+    ranges: Option<Table>,
+    sums: Handle,
+    stats: Handle,
+    partials: usize,
+}
+
+struct Launch {
+    count: usize,
+    tile: Tile,
+    items: Table,
+    tokens: Table,
+    pages: Table,
+}
+
+impl CudaStep<'_> {
+    fn store(&self) -> &Store {
+        self.cache.store.as_ref().expect("reserved when the step began")
+    }
+
+    fn cache_buffer(&self, handle: &Handle, vector: usize) -> cubecl::prelude::BufferArg {
+        floats(handle, self.store().capacity * self.cache.part_numbers() / vector)
+    }
+
+    /// Turned queries \[rows, heads * head width\]; keys and values go to the cache.
+    fn rotate(&self, projections: CubeTensor, layer: usize, weights: &HeadWeights) -> CubeTensor {
+        let CudaCache { config, shared, .. } = self.cache;
+        let heads = Heads {
+            queries: config.heads,
+            keys: config.kv_heads,
+            width: config.head_width,
+            bias: !weights.bias.values().is_empty(),
+            norm: config.qk_norm,
+        };
+        let queries = shared.empty(self.rows, config.query_width(), shared.dtype);
+        let vector = |tensor: CubeTensor| floats(&tensor.handle, tensor.meta.shape().num_elements());
+        let store = self.store();
+        // SAFETY: the projections have the rows of the step's tokens, every token's page and slot is its own, and
+        // weights that the model does not have are not read.
+        #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+        unsafe {
+            rotary::rotate_and_store::launch_unchecked(
+                &shared.client,
+                cubes(self.rows, 1),
+                CubeDim::new_1d(ROTATE_PLANES * PLANE),
+                vector(projections),
+                vector(contiguous(weights.bias.tensor())),
+                vector(contiguous(weights.query_norm.tensor())),
+                vector(contiguous(weights.key_norm.tensor())),
+                floats(&shared.rotation, shared.rotation_floats),
+                self.places.argument(),
+                vector(queries.clone()),
+                self.cache_buffer(&store.keys, 1),
+                self.cache_buffer(&store.values, 1),
+                layer as u32,
+                config.norm_epsilon,
+                heads,
+                ROTATE_PLANES,
+                shared.element(),
+            );
+        }
+        queries
+    }
+}
+
+impl StepAttention for CudaStep<'_> {
+    fn attend(&mut self, projections: Tensor<2>, layer: usize, heads: &HeadWeights) -> Tensor<2> {
+        let queries = self.rotate(contiguous(projections), layer, heads);
+        let CudaCache { config, shared, .. } = self.cache;
+        let store = self.store();
+        let out = shared.empty(self.rows, config.query_width(), shared.dtype);
+        let out_buffer = || floats(&out.handle, self.rows * config.query_width());
+        let sums = || floats(&self.sums, self.partials * config.head_width);
+        let stats = || floats(&self.stats, 2 * self.partials);
+        for Launch { count, tile, items, tokens, pages } in &self.launches {
+            // SAFETY: the plan's tables name rows of the queries, parts of the cache that are filled up to the tokens'
+            // positions, and a partial result of its own for every token and chunk.
+            #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+            unsafe {
+                attention::attend::launch_unchecked(
+                    &shared.client,
+                    cubes(*count, config.kv_heads),
+                    CubeDim::new_1d(tile.planes as u32 * PLANE),
+                    vectors(queries.clone()),
+                    self.cache_buffer(&store.keys, 4),
+                    self.cache_buffer(&store.values, 4),
+                    items.argument(),
+                    tokens.argument(),
+                    pages.argument(),
+                    out_buffer(),
+                    sums(),
+                    stats(),
+                    layer as u32,
+                    1.0 / (config.head_width as f32).sqrt(),
+                    config.sliding_window.unwrap_or(0) as u32,
+                    *tile,
+                    shared.element(),
+                );
+            }
+        }
+        if let Some(ranges) = &self.ranges {
+            // SAFETY: every range names partial results that the launches above have written.
+            #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+            unsafe {
+                attention::combine::launch_unchecked(
+                    &shared.client,
+                    cubes(ranges.length / attention::RANGE, config.heads),
+                    CubeDim::new_1d(config.head_width as u32),
+                    sums(),
+                    stats(),
+                    ranges.argument(),
+                    out_buffer(),
+                    config.heads,
+                    config.head_width,
+                    shared.element(),
+                );
+            }
+        }
+        tensor(out)
+    }
+}

@@ -1,0 +1,272 @@
+//! The decoder's operations on a CUDA device: launches of [`rallrec_kernels`], which see.
+//!
+//! Products are Burn's (tensor cores, tuned on the device the first time); everything between them is one launch of
+//! our own. The residual stream is in f32, because it collects two additions a layer and bf16 would round each to 8
+//! bits; activations and the KV cache are of the weights' type, bf16 by default. What all layers of a forward pass
+//! read (tokens, positions, page tables) is uploaded once, before the first; what comes back is token ids, or the few
+//! hidden states that the caller asked for.
+//!
+//! There are no CUDA graphs: see `docs/gpu-results.md` for the number of launches. On the CPU results do not depend on
+//! the batch, to the bit; here that holds for everything but the products, whose kernels Burn chooses by shape.
+
+mod cache;
+
+use crate::{
+    config::ModelConfig,
+    host::RopeTable,
+    matrix::Matrix,
+    ops::{Cache, Draw, Operations, Vector},
+    sampler::Drawn,
+};
+use burn::{
+    backend::cubecl::dtype_to_elem_type,
+    tensor::{DType, Device, Shape, Tensor},
+};
+use burn_cubecl::{
+    CubeBackend, CubeDevice, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor,
+};
+use cache::CudaCache;
+use cubecl::{
+    client::Client,
+    ir::ElemType,
+    prelude::{BufferArg, CubeCount, CubeDim},
+    server::Handle,
+};
+use rallrec_kernels::{PLANE, feed_forward, norm, sample};
+use std::sync::Arc;
+
+/// Units of a cube that goes through a row.
+const ROW_UNITS: u32 = 256;
+/// Units of a cube that samples: as many as there can be, a vocabulary is long.
+const SAMPLE_UNITS: u32 = 1024;
+
+/// A device and what all layers share.
+pub(crate) struct Cuda {
+    shared: Arc<Shared>,
+    /// \[vocabulary, hidden\]
+    embedding: CubeTensor,
+}
+
+/// What the cache needs too.
+struct Shared {
+    client: Client,
+    device: CubeDevice,
+    /// Of activations, weights, keys and values.
+    dtype: DType,
+    /// For each position, `head_width / 2` cosines and as many sines.
+    rotation: Handle,
+    rotation_floats: usize,
+}
+
+impl Cuda {
+    /// Uploads what all layers share. `embedding` is on the device.
+    pub(crate) fn new(config: &ModelConfig, embedding: &Matrix, rope: &RopeTable, device: &Device) -> Self {
+        // Rows of tokens: a column of [hidden, vocabulary] would be gathered one number at a time.
+        let embedding = contiguous(embedding.dense(device).transpose());
+        let client = embedding.client.clone();
+        let rotation: Vec<u8> = rope.rows(config.context).flat_map(f32::to_le_bytes).collect();
+        let shared = Shared {
+            device: embedding.device.clone(),
+            dtype: embedding.dtype,
+            rotation_floats: rotation.len() / 4,
+            rotation: client.create_from_slice(&rotation),
+            client,
+        };
+        Self { shared: Arc::new(shared), embedding }
+    }
+}
+
+impl Shared {
+    fn element(&self) -> ElemType {
+        dtype_to_elem_type(self.dtype)
+    }
+
+    /// A tensor to be written, rows without gaps.
+    fn empty(&self, rows: usize, width: usize, dtype: DType) -> CubeTensor {
+        let shape = Shape::from([rows, width]);
+        empty_device_contiguous_dtype(self.client.clone(), self.device.clone(), shape, dtype)
+    }
+
+    fn upload(&self, numbers: &[u32]) -> Table {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        Table { handle: self.client.create_from_slice(&bytes), length: numbers.len() }
+    }
+
+    /// `table[rows]`, converted to `to`.
+    fn gather(&self, table: CubeTensor, rows: &Table, to: DType) -> CubeTensor {
+        let width = table.meta.shape()[1];
+        let out = self.empty(rows.length, width, to);
+        let types = [table.dtype, to].map(dtype_to_elem_type);
+        // SAFETY: the ids are rows of the table, one cube writes each row of `out`, and widths are multiples of 32.
+        #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+        unsafe {
+            norm::gather_rows::launch_unchecked(
+                &self.client,
+                cubes(rows.length, 1),
+                CubeDim::new_1d(ROW_UNITS),
+                vectors(table),
+                rows.argument(),
+                vectors(out.clone()),
+                width / 4,
+                types,
+            );
+        }
+        out
+    }
+}
+
+/// Numbers on the device that kernels read.
+struct Table {
+    handle: Handle,
+    length: usize,
+}
+
+impl Table {
+    fn argument(&self) -> BufferArg {
+        floats(&self.handle, self.length)
+    }
+}
+
+/// A buffer of single numbers as an argument.
+fn floats(handle: &Handle, length: usize) -> BufferArg {
+    // SAFETY: all kernels here are launched without checks of accesses, so the length is not used.
+    #[expect(unsafe_code, reason = "a kernel's argument from a buffer")]
+    unsafe {
+        BufferArg::from_raw_parts(handle.clone(), length)
+    }
+}
+
+/// A tensor in groups of 4 as an argument.
+fn vectors(tensor: CubeTensor) -> BufferArg {
+    let length = tensor.meta.shape().num_elements() / 4;
+    floats(&tensor.handle, length)
+}
+
+fn cubes(x: usize, y: usize) -> CubeCount {
+    CubeCount::Static(x as u32, y as u32, 1)
+}
+
+/// The device's tensor, with its rows one after another. Products of an odd width come with gaps, and are copied.
+fn contiguous<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
+    let tensor = tensor.try_into_primitive::<CubeBackend>().expect("the decoder's tensors are on its device");
+    into_contiguous(tensor)
+}
+
+fn tensor(tensor: CubeTensor) -> Tensor<2> {
+    Tensor::from_primitive::<CubeBackend>(tensor)
+}
+
+impl Operations for Cuda {
+    fn cache(&self, config: &ModelConfig) -> Box<dyn Cache> {
+        Box::new(CudaCache::new(config.clone(), self.shared.clone()))
+    }
+
+    fn embed(&self, tokens: &[u32], _width: usize, _device: &Device) -> Tensor<2> {
+        let ids = self.shared.upload(tokens);
+        tensor(self.shared.gather(self.embedding.clone(), &ids, DType::F32))
+    }
+
+    fn add_rms_norm(
+        &self,
+        residual: Tensor<2>,
+        delta: Option<Tensor<2>>,
+        weight: &Vector,
+        epsilon: f32,
+    ) -> (Tensor<2>, Tensor<2>) {
+        let [rows, width] = residual.dims();
+        let (residual, weight) = (contiguous(residual), contiguous(weight.tensor()));
+        let out = self.shared.empty(rows, width, self.shared.dtype);
+        let add = delta.is_some();
+        let delta = delta.map_or_else(|| out.clone(), contiguous);
+        // SAFETY: all four are [rows, width] or [width], one cube takes each row, and nobody else holds the stream,
+        // which is changed in place. Without `add` the kernel does not read `delta`.
+        #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+        unsafe {
+            norm::add_rms_norm::launch_unchecked(
+                &self.shared.client,
+                cubes(rows, 1),
+                CubeDim::new_1d(ROW_UNITS),
+                vectors(residual.clone()),
+                vectors(delta),
+                vectors(weight),
+                vectors(out.clone()),
+                epsilon,
+                width / 4,
+                add,
+                ROW_UNITS / PLANE,
+                self.shared.element(),
+            );
+        }
+        (tensor(residual), tensor(out))
+    }
+
+    fn swiglu(&self, gate_up: Tensor<2>) -> Tensor<2> {
+        let [rows, both] = gate_up.dims();
+        let count = rows * both / 8;
+        let out = self.shared.empty(rows, both / 2, self.shared.dtype);
+        // SAFETY: one unit for each 4 outputs; the kernel stops at `count`.
+        #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+        unsafe {
+            feed_forward::swiglu::launch_unchecked(
+                &self.shared.client,
+                cubes(count.div_ceil(ROW_UNITS as usize), 1),
+                CubeDim::new_1d(ROW_UNITS),
+                vectors(contiguous(gate_up)),
+                vectors(out.clone()),
+                count as u32,
+                both / 8,
+                self.shared.element(),
+            );
+        }
+        tensor(out)
+    }
+
+    fn pick(&self, x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+        let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        let x = contiguous(x);
+        let dtype = x.dtype;
+        tensor(self.shared.gather(x, &self.shared.upload(&rows), dtype))
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn draw(&self, logits: Tensor<2>, draws: &[Draw]) -> Vec<Option<Drawn>> {
+        let [rows, vocabulary] = logits.dims();
+        let logits = contiguous(logits);
+        let Shared { client, .. } = &*self.shared;
+        let shapes: Vec<u32> = draws.iter().flat_map(|draw| draw.shape().map(f32::to_bits)).collect();
+        let limits: Vec<u32> = draws.iter().flat_map(Draw::limits).collect();
+        let (shapes, limits) = (self.shared.upload(&shapes), self.shared.upload(&limits));
+        let (tokens, log_probabilities) = (client.empty(4 * rows), client.empty(4 * rows));
+        let element = dtype_to_elem_type(logits.dtype);
+        // SAFETY: one cube a row of the logits; the tables have that many entries.
+        #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+        unsafe {
+            sample::sample::launch_unchecked(
+                client,
+                cubes(rows, 1),
+                CubeDim::new_1d(SAMPLE_UNITS),
+                floats(&logits.handle, rows * vocabulary),
+                shapes.argument(),
+                limits.argument(),
+                floats(&tokens, rows),
+                floats(&log_probabilities, rows),
+                vocabulary,
+                SAMPLE_UNITS / PLANE,
+                element,
+            );
+        }
+        let read = client.read(vec![tokens, log_probabilities]).expect("the device computes");
+        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("4 bytes"));
+        let words = |bytes: &[u8]| bytes.chunks_exact(4).map(word).collect::<Vec<_>>();
+        let drawn = words(&read[0]).into_iter().zip(words(&read[1]));
+        drawn
+            .map(|(token, log_probability)| {
+                let log_probability = f32::from_bits(log_probability);
+                (token != sample::NO_TOKEN).then_some(Drawn { token, log_probability })
+            })
+            .collect()
+    }
+}
