@@ -3,10 +3,10 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
-    language::{self, RowResults},
+    language::{self, Prompt, Request, RowResults},
 };
 use rallrec_core::{params::DescribeParams, rng::row_rng};
-use rallrec_llm::{GenerateRequest, Sampling};
+use rallrec_llm::Sampling;
 use rallrec_recsys::prompt::{ItemTemplate, clean_description};
 
 impl Stage for DescribeParams {
@@ -31,13 +31,13 @@ impl Stage for DescribeParams {
             temperature: self.temperature as f32,
             top_p: self.top_p as f32,
             max_new_tokens: self.max_new_tokens as usize,
-            stop_tokens: model.tokenizer().end().into_iter().collect(),
+            stop_tokens: model.end_tokens(),
             stop_texts: Vec::new(),
         };
         // Rows that cannot be encoded are left out of the call, so generators are drawn for those that can.
         let good: Vec<usize> = chosen.iter().zip(&prompts).filter(|(_, p)| p.is_ok()).map(|(row, _)| *row).collect();
         let written = RowResults::of(prompts, |prompts| {
-            let request = |(prompt, row): (Vec<u32>, &usize)| GenerateRequest {
+            let request = |(prompt, row): (Prompt, &usize)| Request {
                 prompt,
                 samples: vec![row_rng(context.seed, "describe", item[*row] as u64, 0)],
             };
@@ -48,13 +48,14 @@ impl Stage for DescribeParams {
         for ((&row, value), error) in chosen.iter().zip(&written.values).zip(&written.errors) {
             if let Some([answer, ..]) = value.as_deref() {
                 out.text[row] = clean_description(&answer.text);
-                out.tokens[row] = answer.tokens.len() as i32;
+                out.tokens[row] = answer.tokens as i32;
             }
             if let Some(reason) = error {
                 out.error[row] = Some(reason.clone());
                 output.bad_row(context.rows.map_or(0, |r| r.start) + row as u64, reason)?;
             }
         }
+        model.account(output);
         output.metric("tokens_written", out.tokens.iter().map(|t| f64::from(*t)).sum());
         let table = TableBuilder::default()
             .i32("item", "Row position in items.", item.to_vec())

@@ -3,7 +3,7 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
-    language::{self, RowResults},
+    language::{self, RowResults, Written},
     predictions::same_rows,
 };
 use rallrec_core::params::{EmbedParams, Pooling};
@@ -31,18 +31,19 @@ impl Stage for EmbedParams {
         // An item without a description is embedded by its title alone: both halves are the title's.
         let described: Vec<usize> = (0..items.rows()).filter(|&row| !descriptions[row].is_empty()).collect();
         let texts = titles.into_iter().chain(described.iter().map(|&row| descriptions[row].clone()));
-        let prompts = language::encode_all(&model, texts.map(Ok), usize::MAX);
+        let prompts = language::encode_all(&model, texts.map(|text| Ok(Written::Text(text))), usize::MAX);
         let total = prompts.len();
         let pooling = match self.pooling {
             Pooling::Mean => rallrec_llm::Pooling::Mean,
             Pooling::Last => rallrec_llm::Pooling::Last,
         };
         let embedded = RowResults::of(prompts, |prompts| {
-            model.embed(&prompts, pooling, self.batch_tokens as usize, &mut language::watch(context, total))
+            model.embed(prompts, pooling, self.batch_tokens as usize, &mut language::watch(context, total))
         })?
         .refuse_non_finite(|vector| vector);
         let first = context.rows.map_or(0, |r| r.start);
-        let width = model.hidden_size();
+        let width = model.width(&embedded.values)?;
+        model.account(output);
         let mut vectors = Vec::with_capacity(items.rows() * 2 * width);
         for row in 0..items.rows() {
             let title = &embedded.values[row];

@@ -19,13 +19,16 @@ mod lightgcn;
 mod merge;
 mod predictions;
 mod reason;
+mod remote;
 mod report;
 mod retrieve;
 mod score;
 mod training;
 
 pub use burn::tensor::Device;
-pub use context::{Cancel, InputReader, ModelCache, ModelSource, OutputWriter, ProgressSink, StageContext};
+pub use context::{
+    Cancel, InputReader, Model, ModelCache, ModelSource, OutputWriter, ProgressSink, RemoteSource, StageContext,
+};
 pub use error::StageError;
 
 use rallrec_core::params::StageParams;

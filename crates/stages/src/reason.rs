@@ -3,11 +3,11 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
-    language::{self, RowResults, probability},
+    language::{self, Language, Prompt, Request, RowResults, Trace, probability},
     predictions::same_rows,
 };
 use rallrec_core::{params::ReasonParams, rng::row_rng};
-use rallrec_llm::{GenerateRequest, Generation, LanguageModel, Sampling};
+use rallrec_llm::Sampling;
 use rallrec_recsys::{prompt::reasoning_prompt, trace::parse_prediction};
 use std::ops::ControlFlow;
 
@@ -26,19 +26,20 @@ impl Stage for ReasonParams {
         let table = Table::new("prompts", &batch);
         let sample = table.i64("sample")?;
         let asked = asked(self, &table, inputs)?;
-        let texts = asked.iter().map(|prompt| Ok(language::chat(&model, "", prompt)? + &self.think_open));
+        let texts = asked.iter().map(|prompt| Ok(language::chat(&model, "", prompt)?.followed_by(&self.think_open)));
         let prompts = language::encode_all(&model, texts, self.max_prompt_tokens as usize);
         let traces = sample_traces(self, context, &model, &prompts, sample)?;
         traces.record(context, output)?;
         let p_logit = rescore(self, context, &model, &prompts, &traces.values)?;
-        let written = |of: &dyn Fn(&Generation) -> f64| traces.values.iter().flatten().flatten().map(of).sum::<f64>();
-        output.metric("tokens_written", written(&|t| t.tokens.len() as f64));
+        let written = |of: &dyn Fn(&Trace) -> f64| traces.values.iter().flatten().flatten().map(of).sum::<f64>();
+        model.account(output);
+        output.metric("tokens_written", written(&|t| t.tokens as f64));
         output.metric("traces_finished", written(&|t| f64::from(u8::from(t.finished))));
         let out = TableBuilder::default()
             .i64("sample", "Position among all samples.", sample.to_vec())
             .text("prompt", "What was asked, with the hint, before the chat template.", asked)
             .text_lists("text", "The traces, without what opens the thinking.", each(&traces, |t| t.text.clone()))
-            .i32_lists("tokens", "Tokens of each trace.", each(&traces, |t| t.tokens.len() as i32))
+            .i32_lists("tokens", "Tokens of each trace.", each(&traces, |t| t.tokens as i32))
             .f32_lists("seconds", "Seconds from each trace's first to last token.", each(&traces, |t| t.seconds))
             .f32_lists(
                 "p_parse",
@@ -47,7 +48,7 @@ impl Stage for ReasonParams {
             )
             .f32_lists(
                 "p_logit",
-                "Softmax over yes and no after each trace; NaN if it left no room in the context.",
+                "Softmax over yes and no after each trace; NaN if it left no room in the context, or a server did not tell.",
                 p_logit,
             )
             .text_opt("error", "Why the row failed.", traces.errors);
@@ -56,7 +57,7 @@ impl Stage for ReasonParams {
 }
 
 /// A value of every trace of every row; none for rows that failed.
-fn each<T>(traces: &RowResults<Vec<Generation>>, value: impl Fn(&Generation) -> T) -> Vec<Vec<T>> {
+fn each<T>(traces: &RowResults<Vec<Trace>>, value: impl Fn(&Trace) -> T) -> Vec<Vec<T>> {
     traces.values.iter().map(|row| row.iter().flatten().map(&value).collect()).collect()
 }
 
@@ -78,20 +79,20 @@ fn asked(params: &ReasonParams, prompts: &Table<'_>, inputs: &dyn InputReader) -
 fn sample_traces(
     params: &ReasonParams,
     context: &StageContext<'_>,
-    model: &LanguageModel,
-    prompts: &[Result<Vec<u32>, String>],
+    model: &Language,
+    prompts: &[Result<Prompt, String>],
     sample: &[i64],
-) -> Result<RowResults<Vec<Generation>>, StageError> {
+) -> Result<RowResults<Vec<Trace>>, StageError> {
     let sampling = Sampling {
         temperature: params.temperature as f32,
         top_p: params.top_p as f32,
         max_new_tokens: params.max_new_tokens as usize,
-        stop_tokens: model.tokenizer().end().into_iter().collect(),
+        stop_tokens: model.end_tokens(),
         stop_texts: Vec::new(),
     };
     let good: Vec<u64> = prompts.iter().zip(sample).filter(|(p, _)| p.is_ok()).map(|(_, s)| *s as u64).collect();
     RowResults::of(prompts.to_vec(), |prompts| {
-        let request = |(prompt, row): (Vec<u32>, u64)| GenerateRequest {
+        let request = |(prompt, row): (Prompt, u64)| Request {
             prompt,
             samples: (0..u64::from(params.samples)).map(|n| row_rng(context.seed, "reason", row, n)).collect(),
         };
@@ -104,27 +105,26 @@ fn sample_traces(
 fn rescore(
     params: &ReasonParams,
     context: &StageContext<'_>,
-    model: &LanguageModel,
-    prompts: &[Result<Vec<u32>, String>],
-    traces: &[Option<Vec<Generation>>],
+    model: &Language,
+    prompts: &[Result<Prompt, String>],
+    traces: &[Option<Vec<Trace>>],
 ) -> Result<Vec<Vec<f32>>, StageError> {
-    let answers = [language::answer_token(model, &params.yes)?, language::answer_token(model, &params.no)?];
+    let answers = [model.answer(&params.yes)?, model.answer(&params.no)?];
     let close = params.think_close.as_str();
     let mut closed = Vec::new();
     for (prompt, traces) in prompts.iter().zip(traces) {
         let (Ok(prompt), Some(traces)) = (prompt, traces) else { continue };
         for trace in traces {
             let thought = trace.text.rsplit_once(close).map_or(trace.text.as_str(), |(before, _)| before);
-            let rest = model.encode(&format!("{thought}{close}\n\n"))?;
-            closed.push([prompt.as_slice(), &rest].concat());
+            closed.push(model.followed_by(prompt, &format!("{thought}{close}\n\n"))?);
         }
     }
     let mut unless_cancelled =
         |_| if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    let mut scored = model.score(&closed, &answers, RESCORE_TOKENS, &mut unless_cancelled)?.into_iter();
+    let mut scored = model.score(closed, &answers, RESCORE_TOKENS, &mut unless_cancelled)?.rows.into_iter();
     let mut next = || match scored.next() {
         Some(Ok(logits)) => probability(logits[0], logits[1]),
-        // The only way for one trace to fail is that it fills the context.
+        // A trace that fills the context, or after which a server does not tell both answers.
         Some(Err(_)) | None => f32::NAN,
     };
     Ok(traces.iter().map(|row| row.iter().flatten().map(|_| next()).collect()).collect())
