@@ -17,9 +17,10 @@ use std::{
 const PIPELINE: &str = "tests/pipelines/server.yaml";
 const KEY: &str = "sk-e2e-5f1c0a77";
 
-/// Most that p(Yes) may differ from the local model's. llama.cpp rounds activations to 8 bits before it multiplies them
-/// with 4-bit weights, the local model does not.
-const P_TOLERANCE: f32 = 0.06;
+/// Most that p(Yes) may differ from the local model's: of 40 such prompts the mean difference was 0.024, the largest
+/// 0.064. llama.cpp rounds activations to 8 bits before it multiplies them with 4-bit weights, the local model does not;
+/// how it rounds depends on the processor.
+const P_TOLERANCE: f32 = 0.1;
 
 /// A server, ended when it is dropped.
 struct LlamaServer {
@@ -128,6 +129,7 @@ async fn a_server_stands_in_for_a_local_model() {
 
     let (local, _) = table(&home, "score-local").await;
     let p_local: Vec<f32> = column::<Float32Array>(&local, "p").iter().map(Option::unwrap).collect();
+    let mut served: Vec<Vec<f32>> = Vec::new();
     for stage in ["score-text", "score-chat"] {
         let (batch, manifests) = table(&home, stage).await;
         let p: Vec<f32> = column::<Float32Array>(&batch, "p").iter().map(Option::unwrap).collect();
@@ -136,10 +138,14 @@ async fn a_server_stands_in_for_a_local_model() {
         let (counted, wanted) =
             (column::<Int32Array>(&batch, "prompt_tokens"), column::<Int32Array>(&local, "prompt_tokens"));
         assert_eq!(counted, wanted, "{stage}: the server reads the very prompt that the local model reads");
+        served.push(p);
         let [read, written] = ["tokens_read", "tokens_written"].map(|name| metric(&manifests, name));
         assert!(read >= f64::from(wanted.iter().flatten().sum::<i32>()) && written >= 8.0);
         assert!((metric(&manifests, "cost") - (read * 0.5 + written * 1.5) / 1e6).abs() < 1e-9);
     }
+
+    let apart = served[0].iter().zip(&served[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(apart < 1e-4, "prompts written here and by the server get the same answers: {served:?}");
 
     let (described, _) = table(&home, "describe").await;
     let texts = column::<StringArray>(&described, "description");

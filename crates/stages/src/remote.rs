@@ -244,7 +244,8 @@ fn mark(text: &str) -> Option<(usize, usize)> {
         let inner = &text[from + 2..];
         let length = inner.find("|>")?;
         let word = &inner[..length];
-        (length <= 64 && !word.contains(char::is_whitespace)).then_some((from, from + length + 4))
+        (length <= 64 && !word.contains(char::is_whitespace) && !word.contains("<|"))
+            .then_some((from, from + length + 4))
     });
     long.or_else(|| ["<s>", "</s>"].iter().find_map(|m| text.find(m).map(|from| (from, from + m.len()))))
 }
