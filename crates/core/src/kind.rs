@@ -161,7 +161,7 @@ kinds! {
     /// Probability of yes at the answer position.
     Score = "score" { version: 1, inputs: [port("prompts", T::Prompts, Drive)], outputs: ["predictions": Predictions], model };
     /// Sampled reasoning traces.
-    Reason = "reason" { version: 1, inputs: [port("prompts", T::Prompts, Drive), optional(port("predictions", T::Predictions, Aligned))], outputs: ["traces": Traces], model, random };
+    Reason = "reason" { version: 2, inputs: [port("prompts", T::Prompts, Drive), optional(port("predictions", T::Predictions, Aligned))], outputs: ["traces": Traces], model, random };
     /// Tuned and reasoning predictions merged.
     Merge = "merge" { version: 1, inputs: [many(port("predictions", T::Predictions, Whole)), port("traces", T::Traces, Whole)], outputs: ["predictions": Predictions] };
     /// A click-through-rate baseline.

@@ -55,9 +55,13 @@ fn other(field: &Field, current: &Value, pick: u64) -> Value {
             let others: Vec<&&str> = words.iter().filter(|w| *current != json!(w)).collect();
             json!(others.get(pick as usize % others.len().max(1)).copied().unwrap_or(&words[0]))
         }
-        ValueKind::List(_) => {
+        ValueKind::List(element) => {
             let mut list = current.as_array().unwrap().clone();
-            list.push(json!(lo as u64 + pick % 100));
+            list.push(if **element == ValueKind::Text {
+                json!(format!("{pick}"))
+            } else {
+                json!(lo as u64 + pick % 100)
+            });
             json!(list)
         }
     }

@@ -97,7 +97,7 @@ fn best(mut run: impl FnMut()) -> f64 {
 }
 
 fn decode(model: &LanguageModel, batch: usize, max_new_tokens: usize) {
-    let sampling = Sampling { temperature: 0.8, top_p: 0.9, max_new_tokens, stop_tokens: vec![], stop_texts: vec![] };
+    let sampling = Sampling { temperature: 0.8, top_p: 0.9, max_new_tokens, ..Sampling::default() };
     let requests = (0..batch as u32).map(|row| GenerateRequest {
         prompt: (0..32).map(|i| 500 + i * 7 + row * 13).collect(),
         samples: vec![row_rng(1, "bench", u64::from(row), 0)],

@@ -1,4 +1,4 @@
-//! A model's weights as the decoder sees them, whatever the files' format: by Hugging Face names, as they lie in the file.
+//! A model's weights as the decoder sees them, whatever the format: by Hugging Face names, as they lie in the file.
 //!
 //! Nothing is copied or converted here: a [`Stored`] tensor points into the mapped file. Shapes and numbers are checked
 //! when a tensor is taken, with errors that name the file and the tensor. A tensor that the configured decoder does not

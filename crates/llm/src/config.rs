@@ -76,6 +76,9 @@ impl ModelConfig {
     /// # Errors
     /// [`LlmError::File`] that names the key that is missing, wrong or unsupported.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, LlmError> {
+        if file.count("split.count")?.is_some_and(|parts| parts > 1) {
+            return Err(file.error("it is one part of a split model; join the parts with llama-gguf-split --merge"));
+        }
         let architecture = file.text("general.architecture")?.unwrap_or("unknown");
         if !matches!(architecture, "llama" | "qwen2" | "qwen3") {
             let what = "is not supported; llama (Llama, Mistral, SmolLM), qwen2 and qwen3 are";
@@ -147,7 +150,7 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Radians that the rotary embedding turns each pair of a head by from one position to the next, \[head width / 2\].
+    /// Radians that the rotary embedding turns each pair of a head by from a position to the next, \[head width / 2\].
     /// Computed in 32 bits, as transformers does: with long contexts the rounding is visible.
     pub fn rope_frequencies(&self) -> Vec<f32> {
         let width = self.head_width as f32;

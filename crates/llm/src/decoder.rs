@@ -14,7 +14,8 @@ use crate::{
     host::{Host, RopeTable, floats, matrix, read},
     kv::{KvPool, Sequence},
     matrix::{Matrix, Precision},
-    ops::{Draw, Drawn, HeadWeights, Operations, Segment, Vector},
+    ops::{Draw, HeadWeights, Operations, Segment, Vector},
+    sampler::Drawn,
 };
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;

@@ -8,7 +8,8 @@ use crate::{
     config::ModelConfig,
     host_cache::HostCache,
     matrix::Matrix,
-    ops::{Cache, Draw, Drawn, Operations, Vector},
+    ops::{Cache, Draw, Operations, Vector},
+    sampler::Drawn,
 };
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;

@@ -6,10 +6,10 @@
 //!
 //! ```text
 //! gguf, folder -> shards    files               vocabulary, tokenizer, chat   text to tokens and back
-//!   `-> checkpoint          weights by name     sampler                       logits to a token
-//!         `-> config, decoder                   prefill                       embed, score
-//!               |- matrix   weights, products   generate                      continuous batching
-//!               |- host     loops on the CPU
+//!   `-> checkpoint          weights by name     sampler, stopping             logits to a token; when an answer ends
+//!         `-> config, decoder                   prefix, memory                what is shared, how much fits
+//!               |- matrix   weights, products   prefill                       embed, score
+//!               |- host     loops on the CPU    generate                      continuous batching
 //!               `- attention -> kv
 //! ```
 
@@ -31,20 +31,28 @@ mod host;
 mod host_cache;
 mod kv;
 mod matrix;
+mod memory;
 pub mod model;
 mod ops;
 pub mod prefill;
+mod prefix;
 pub mod quants;
 pub mod sampler;
 mod shards;
+mod stopping;
 pub mod tokenizer;
 mod vocabulary;
+
+#[cfg(test)]
+#[path = "../tests/tiny/mod.rs"]
+mod tiny;
 
 pub use chat::Message;
 pub use checkpoint::SamplingDefaults;
 pub use device::pick_device;
 pub use error::LlmError;
-pub use generate::{GenerateRequest, Generation, Sampling};
+pub use generate::{Finish, GenerateRequest, Generation, Slots};
 pub use matrix::Precision;
 pub use model::LanguageModel;
-pub use prefill::{Done, OnProgress, Pooling, Rows};
+pub use prefill::{Done, OnProgress, Pooling, Rows, TokenBudget};
+pub use sampler::Sampling;

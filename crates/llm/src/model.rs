@@ -6,11 +6,12 @@ use crate::{
     checkpoint::{ModelFiles, SamplingDefaults},
     config::ModelConfig,
     decoder::{Decoder, Step},
-    generate::{self, GenerateRequest, Generation, Sampling},
+    generate::{self, GenerateRequest, Generation, Slots},
     host::floats,
     kv::{Keep, Sequence},
     matrix::Precision,
-    prefill::{self, OnProgress, Pooling, Rows},
+    prefill::{self, OnProgress, Pooling, Rows, TokenBudget},
+    sampler::Sampling,
     tokenizer::TextTokenizer,
 };
 use burn::tensor::Device;
@@ -19,10 +20,10 @@ use std::path::Path;
 /// A Llama-family model. It does not change once loaded: share it between threads.
 ///
 /// On the CPU every result is a function of its own prompt (and generator) alone, to the bit: not of the other prompts
-/// of the call, their order, `batch_tokens`, or `batch_size`. That holds for one build on one kind of processor;
-/// processors with other vector widths differ in the last bits, as do other devices.
+/// of the call, their order, what they share, [`TokenBudget`], or [`Slots`]. That holds for one build on one kind of
+/// processor; processors with other vector widths differ in the last bits, as do other devices.
 pub struct LanguageModel {
-    decoder: Decoder,
+    pub(crate) decoder: Decoder,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
     defaults: SamplingDefaults,
@@ -101,48 +102,47 @@ impl LanguageModel {
 
     /// One vector a prompt, \[hidden size\]: the last layer's hidden states after the final norm, pooled (eq. 2, 3).
     ///
-    /// `batch_tokens` bounds the tokens computed at once, thus memory.
-    ///
     /// # Errors
-    /// [`LlmError::Cancelled`]. A prompt that is empty or longer than the context is an error of its row alone.
+    /// [`LlmError::Cancelled`]. A prompt that is empty, longer than the context, or whose result is not a finite number
+    /// is an error of its row alone.
     pub fn embed(
         &self,
         prompts: &[Vec<u32>],
         pooling: Pooling,
-        batch_tokens: usize,
+        budget: impl Into<TokenBudget>,
         on_progress: OnProgress<'_>,
     ) -> Result<Rows<Vec<f32>>, LlmError> {
-        prefill::embed(&self.decoder, prompts, pooling, batch_tokens, on_progress)
+        prefill::embed(&self.decoder, prompts, pooling, budget.into(), on_progress)
     }
 
     /// The logits of the answer tokens at each prompt's last position, in the order of `answers`.
     ///
     /// # Errors
     /// [`LlmError::Cancelled`]; [`LlmError::Argument`] for an answer that is not in the vocabulary. A prompt that is
-    /// empty or longer than the context is an error of its row alone.
+    /// empty, longer than the context, or whose result is not a finite number is an error of its row alone.
     pub fn score(
         &self,
         prompts: &[Vec<u32>],
         answers: &[u32],
-        batch_tokens: usize,
+        budget: impl Into<TokenBudget>,
         on_progress: OnProgress<'_>,
     ) -> Result<Rows<Vec<f32>>, LlmError> {
-        prefill::score(&self.decoder, prompts, answers, batch_tokens, on_progress)
+        prefill::score(&self.decoder, prompts, answers, budget.into(), on_progress)
     }
 
-    /// Samples answers to every request: for each, in its samples' order. `batch_size` samples are in progress at once.
+    /// Samples answers to every request: for each, in its samples' order.
     ///
     /// # Errors
-    /// [`LlmError::Cancelled`]; [`LlmError::Argument`] for impossible sampling settings. A prompt that is empty or
-    /// longer than the context is an error of its row alone.
+    /// [`LlmError::Cancelled`]; [`LlmError::Argument`] for impossible sampling settings. A prompt that is empty, longer
+    /// than the context, or with logits that are not finite is an error of its row alone.
     pub fn generate(
         &self,
         requests: Vec<GenerateRequest>,
         sampling: &Sampling,
-        batch_size: usize,
+        slots: impl Into<Slots>,
         on_progress: OnProgress<'_>,
     ) -> Result<Rows<Vec<Generation>>, LlmError> {
-        generate::generate(&self.decoder, &self.tokenizer, requests, sampling, batch_size, on_progress)
+        generate::generate(&self.decoder, &self.tokenizer, requests, sampling, slots.into(), on_progress)
     }
 
     /// All positions' hidden states after the final norm and logits over the vocabulary, for comparison with other

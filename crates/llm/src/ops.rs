@@ -10,6 +10,7 @@
 use crate::{
     config::ModelConfig,
     kv::{Keep, PageId},
+    sampler::Drawn,
 };
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -75,14 +76,6 @@ impl Draw {
         let top_p = if self.top_p < 1.0 { fraction(self.top_p.into()).max(1) } else { 0 };
         [u32::try_from(self.top_k).unwrap_or(0), top_p, fraction(self.uniform)]
     }
-}
-
-/// A token that the device drew.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Drawn {
-    pub(crate) token: u32,
-    /// Of the token in softmax(logits).
-    pub(crate) log_probability: f32,
 }
 
 /// The numbers of a pool's pages, and the attention over them.

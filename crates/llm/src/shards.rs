@@ -1,6 +1,6 @@
 //! The safetensors files of a Hugging Face folder: one file, or several with an index.
 //!
-//! Files are mapped, not read. Every length and offset is checked before it is believed, and an error names the file and
+//! Files are mapped, not read. Every length and offset is checked before it is believed; an error names the file and
 //! the tensor. Old PyTorch pickles are deliberately not read: they can run code.
 
 use crate::{LlmError, quants::Format};
@@ -125,14 +125,16 @@ fn no_weights(folder: &Path) -> LlmError {
     let error = |path: PathBuf, what: &str| LlmError::File { path, what: what.into() };
     for pickle in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
         if folder.join(pickle).exists() {
-            let what = "PyTorch pickles are not read, as they can run code; load the model with transformers and save it with save_pretrained, which writes safetensors";
+            let what = "PyTorch pickles can run code and are not read; save the model with save_pretrained of transformers, which writes safetensors";
             return error(folder.join(pickle), what);
         }
     }
     error(folder.join(SINGLE), "it is missing, and so is model.safetensors.index.json: the folder has no weights")
 }
 
-type Header = BTreeMap<String, (Vec<usize>, Format, (usize, usize))>;
+/// Shape, format and bytes of a tensor: first in the file and one past the last.
+type Place = (Vec<usize>, Format, (usize, usize));
+type Header = BTreeMap<String, Place>;
 
 /// Reads a file's header: 8 bytes with its length, then JSON.
 fn parse(bytes: &[u8]) -> Result<Header, String> {
@@ -151,11 +153,7 @@ fn parse(bytes: &[u8]) -> Result<Header, String> {
     entries.map(tensor).collect()
 }
 
-fn read_entry(
-    entry: serde_json::Value,
-    start: usize,
-    length: usize,
-) -> Result<(Vec<usize>, Format, (usize, usize)), String> {
+fn read_entry(entry: serde_json::Value, start: usize, length: usize) -> Result<Place, String> {
     let entry: Entry = serde_json::from_value(entry).map_err(|error| error.to_string())?;
     let format = match entry.dtype.as_str() {
         "F32" => Format::F32,

@@ -121,15 +121,18 @@ fn token_id(file: &GgufFile, name: &str, count: usize) -> Result<Option<u32>, Ll
     id.map(Some).ok_or_else(|| file.error(format!("metadata {key} is not a token of the vocabulary")))
 }
 
-/// The end of the text, of the turn, of the message; control tokens with the names that turns end with count also
-/// where the file does not point to them.
+/// Names of control tokens that end a text, a turn or a message; makers list them as ends, but files point to few.
+const END_NAMES: [&str; 6] =
+    ["<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<｜end▁of▁sentence｜>"];
+
+/// The end of the text, of the turn, of the message as the file points to them, then control tokens with such names.
 fn ends(file: &GgufFile, tokens: &[&str], kinds: &[i64]) -> Result<Vec<u32>, LlmError> {
     let mut ends = Vec::new();
     for name in ["eos", "eot", "eom"] {
         ends.extend(token_id(file, name, tokens.len())?);
     }
     let named = (0_u32..).zip(tokens.iter().zip(kinds));
-    let named = named.filter(|(_, (text, kind))| **kind == CONTROL && matches!(**text, "<|eot_id|>" | "<|im_end|>"));
+    let named = named.filter(|(_, (text, kind))| **kind == CONTROL && END_NAMES.contains(text));
     ends.extend(named.map(|(id, _)| id));
     Ok(ends)
 }

@@ -126,8 +126,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
 
 #[test]
 fn greedy_answers_are_those_of_transformers() {
-    let sampling =
-        Sampling { temperature: 0.0, top_p: 1.0, max_new_tokens: 128, stop_tokens: vec![], stop_texts: vec![] };
+    let sampling = Sampling { temperature: 0.0, max_new_tokens: 128, ..Sampling::default() };
     for (name, reference) in MODELS {
         let (model, reference) = (model(name), Reference::of(reference));
         let requests = reference.prompts().into_iter();
@@ -193,9 +192,9 @@ fn tokens_that_begin_and_end_texts_are_known() {
         ("llama2", Some("<s>"), true, &["</s>"]),
         ("llama2.gguf", Some("<s>"), true, &["</s>"]),
         ("llama31", Some("<|begin_of_text|>"), true, &["<|eot_id|>", "<|end_of_text|>"]),
-        ("llama31.gguf", Some("<|begin_of_text|>"), true, &["<|eot_id|>"]),
+        ("llama31.gguf", Some("<|begin_of_text|>"), true, &["<|eot_id|>", "<|end_of_text|>"]),
         ("qwen2", None, false, &["<|im_end|>", "<|endoftext|>"]),
-        ("qwen2.gguf", None, false, &["<|im_end|>"]),
+        ("qwen2.gguf", None, false, &["<|im_end|>", "<|endoftext|>"]),
         ("r1", Some("<｜begin▁of▁sentence｜>"), true, &["<｜end▁of▁sentence｜>", "<|im_end|>"]),
         ("smollm2", Some("<|im_start|>"), false, &["<|im_end|>"]),
     ];
@@ -411,34 +410,41 @@ fn what_is_wrong_with_a_folder_is_named() {
 }
 
 #[test]
-fn a_gguf_file_of_another_model_is_refused_by_name() {
-    let bytes = fs::read(fixtures().join("qwen3.gguf")).unwrap();
-    let replaced = |old: &str, new: &str| {
-        assert_eq!(old.len(), new.len(), "the file keeps its offsets");
-        let mut bytes = bytes.clone();
-        let mut found = 0;
-        for at in 0..bytes.len() - old.len() {
-            if &bytes[at..at + old.len()] == old.as_bytes() {
-                bytes[at..at + new.len()].copy_from_slice(new.as_bytes());
-                found += 1;
-            }
-        }
-        assert!(found > 0, "no {old}");
-        let file = tempfile::NamedTempFile::with_suffix(".gguf").unwrap();
-        fs::write(file.path(), bytes).unwrap();
-        load(file.path()).err().unwrap_or_else(|| panic!("{new} was accepted"))
-    };
+fn what_is_wrong_with_a_gguf_file_is_named() {
     let cases = [
-        ("qwen3", "gemma", "general.architecture \"gemma\" is not supported"),
-        ("tokenizer.ggml.pre", "tokenizer.ggml.prx", "splitting \"default\" is not supported"),
-        ("gpt2", "bert", "tokenizer.ggml.model \"bert\" is not supported"),
-        ("blk.1.attn_q_norm.weight", "blk.1.attn_q_nxrm.weight", "tensor blk.1.attn_q_nxrm.weight is not part"),
-        ("blk.0.ffn_up.weight", "blk.2.ffn_up.weight", "tensor blk.2.ffn_up.weight is not part"),
+        ("qwen3", "qwen3", "gemma", "general.architecture \"gemma\" is not supported"),
+        ("qwen3", "tokenizer.ggml.pre", "tokenizer.ggml.prx", "splitting \"default\" is not supported"),
+        ("qwen3", "gpt2", "bert", "tokenizer.ggml.model \"bert\" is not supported"),
+        ("qwen3", "blk.1.attn_q_norm", "blk.1.attn_q_nxrm", "tensor blk.1.attn_q_nxrm.weight is not part"),
+        ("qwen3", "blk.0.ffn_up.weight", "blk.2.ffn_up.weight", "tensor blk.2.ffn_up.weight is not part"),
+        ("qwen3", "context_length", "context_lengxx", "metadata qwen3.context_length is missing"),
+        ("qwen3", "token_type", "token_typx", "tokenizer.ggml.token_type is not a list as long as"),
+        ("qwen3", "output_norm.weight", "rope_freqs.weight\0", "is not part"),
+        ("kquants", "linear", "dynamo", "rope scaling \"dynamo\" is not supported"),
+        ("llama2", "tokenizer.ggml.scores", "tokenizer.ggml.scorxx", "tokenizer.ggml.scores is not a list"),
     ];
-    for (old, new, expected) in cases {
-        let message = replaced(old, new);
-        assert!(message.contains(expected) && message.contains(".gguf"), "{message}");
+    for (name, old, new, expected) in cases {
+        let mut bytes = fs::read(fixtures().join(format!("{name}.gguf"))).unwrap();
+        assert_eq!(old.len(), new.len(), "the file keeps its offsets");
+        let places: Vec<usize> =
+            (0..bytes.len() - old.len()).filter(|&at| &bytes[at..at + old.len()] == old.as_bytes()).collect();
+        assert!(!places.is_empty(), "no {old}");
+        places.into_iter().for_each(|at| bytes[at..at + new.len()].copy_from_slice(new.as_bytes()));
+        refused(&bytes, expected);
     }
+    // The last tensor of the file is the last norm.
+    let mut bytes = fs::read(fixtures().join("kquants.gguf")).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    refused(&bytes, "tensor output_norm.weight has values that are NaN or infinite");
+}
+
+/// A GGUF file of these bytes is refused with this message.
+fn refused(bytes: &[u8], expected: &str) {
+    let file = tempfile::NamedTempFile::with_suffix(".gguf").unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    let message = load(file.path()).err().unwrap_or_else(|| panic!("accepted: {expected}"));
+    assert!(message.contains(expected) && message.contains(".gguf"), "{message}");
 }
 
 #[test]

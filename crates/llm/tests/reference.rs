@@ -7,7 +7,7 @@ mod model;
 
 use rallrec_core::rng::row_rng;
 use rallrec_llm::{
-    Done, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Precision, Sampling, model::Position,
+    Done, Finish, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Precision, Sampling, model::Position,
 };
 use safetensors::SafeTensors;
 use std::{ops::ControlFlow, path::Path, sync::OnceLock};
@@ -59,7 +59,7 @@ fn go_on(_: Done) -> ControlFlow<()> {
 }
 
 fn greedy(max_new_tokens: usize) -> Sampling {
-    Sampling { temperature: 0.0, top_p: 1.0, max_new_tokens, stop_tokens: vec![], stop_texts: vec![] }
+    Sampling { temperature: 0.0, max_new_tokens, ..Sampling::default() }
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn greedy_answers_are_those_of_transformers() {
     for (case, answers) in answers.into_iter().enumerate() {
         let answer = &answers.unwrap()[0];
         assert_eq!(answer.tokens, reference.tokens(&format!("{case}.greedy")));
-        assert!(!answer.finished);
+        assert_eq!(answer.finish, Finish::Length);
     }
 }
 
@@ -193,6 +193,7 @@ fn a_sample_depends_on_its_generator_and_not_on_the_batch() {
         max_new_tokens: 24,
         stop_tokens: vec![2],
         stop_texts: vec![".".into()],
+        ..Sampling::default()
     };
     let generate = |batch_size: usize, rows: std::ops::Range<usize>| {
         let requests = rows.map(|row| GenerateRequest {
@@ -200,8 +201,11 @@ fn a_sample_depends_on_its_generator_and_not_on_the_batch() {
             samples: (0..3).map(|sample| row_rng(42, "test.generate", row as u64, sample)).collect(),
         });
         let rows = model.generate(requests.collect(), &sampling, batch_size, &mut go_on).unwrap();
-        let texts = |row: Result<Vec<Generation>, LlmError>| -> Vec<(String, Vec<u32>, bool)> {
-            row.unwrap().into_iter().map(|answer| (answer.text, answer.tokens, answer.finished)).collect()
+        let texts = |row: Result<Vec<Generation>, LlmError>| -> Vec<(String, Vec<u32>, Vec<f32>, Finish)> {
+            row.unwrap()
+                .into_iter()
+                .map(|answer| (answer.text, answer.tokens, answer.log_probabilities, answer.finish))
+                .collect()
         };
         rows.into_iter().map(texts).collect::<Vec<_>>()
     };

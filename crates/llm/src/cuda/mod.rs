@@ -15,7 +15,8 @@ use crate::{
     config::ModelConfig,
     host::RopeTable,
     matrix::Matrix,
-    ops::{Cache, Draw, Drawn, Operations, Vector},
+    ops::{Cache, Draw, Operations, Vector},
+    sampler::Drawn,
 };
 use burn::{
     backend::cubecl::dtype_to_elem_type,
