@@ -36,7 +36,7 @@ pub fn sample<F: Float>(
     log_probabilities: &mut [f32],
     #[comptime] vocabulary: usize,
     #[comptime] planes: u32,
-    #[define(F)] _logits: ElemType,
+    #[define(F)] _element: ElemType,
 ) {
     let row = CUBE_POS_X as usize;
     let units = comptime!((planes * PLANE) as usize);
@@ -52,7 +52,8 @@ pub fn sample<F: Float>(
     let scale = shapes[row * SHAPE];
     let mut token = best;
     // Not so if a logit is no number or plus infinity: then their sum is neither.
-    if !(sum <= LARGEST) {
+    let finite = sum <= LARGEST;
+    if !finite {
         token = u32::cast_from(NO_TOKEN);
     }
     if token != NO_TOKEN && scale > 0.0f32 {
@@ -200,7 +201,7 @@ fn draw<F: Float>(
         floor = select(floor > negligible, floor, negligible);
         let place = find::<F>(logits, row, target, false, floor, vocabulary, planes);
         let one = fixed(f32::from_bits(place.key));
-        mass = place.mass + (target - place.mass + one - 1u64) / one * one;
+        mass = place.mass + ((target - place.mass - 1u64) / one + 1u64) * one;
         floor = place.key;
     }
     if min_p > 0.0f32 {

@@ -115,7 +115,7 @@ fn prompt(row: usize, length: usize, config: &ModelConfig) -> Vec<u32> {
 }
 
 fn decode(model: &LanguageModel, batch: usize, samples: usize, max_new_tokens: usize) {
-    let sampling = Sampling { temperature: 0.8, top_p: 0.9, max_new_tokens, stop_tokens: vec![], stop_texts: vec![] };
+    let sampling = Sampling { temperature: 0.8, top_p: 0.9, max_new_tokens, ..Sampling::default() };
     let requests = (0..batch).step_by(samples).map(|row| GenerateRequest {
         prompt: prompt(row, PROMPT, model.config()),
         samples: (row..batch.min(row + samples)).map(|sample| row_rng(1, "bench", row as u64, sample as u64)).collect(),

@@ -61,6 +61,14 @@ pub(crate) struct Plan {
     pub(crate) partials: usize,
 }
 
+/// Some pages, and the tokens that see them.
+struct Chunk<'a> {
+    /// Number of the chunk in its sequences.
+    index: usize,
+    pages: &'a [PageId],
+    tokens: Vec<[u32; 3]>,
+}
+
 impl Plan {
     /// For the segments of a batch, in a cache whose pages have these codes.
     pub(crate) fn new(
@@ -71,7 +79,7 @@ impl Plan {
     ) -> Self {
         let mut plan = Self::default();
         // In the order in which they are met, so that a plan is a function of its arguments.
-        let mut chunks: Vec<(usize, &[PageId], Vec<[u32; 3]>)> = Vec::new();
+        let mut chunks: Vec<Chunk<'_>> = Vec::new();
         let mut known: HashMap<(usize, &[PageId]), usize> = HashMap::new();
         let mut row = 0;
         for segment in segments {
@@ -89,16 +97,16 @@ impl Plan {
                 for (index, chunk) in pages.chunks(CHUNK).enumerate().skip(first) {
                     let token = [row as u32, position as u32, (plan.partials + index - first) as u32];
                     let place = *known.entry((index, chunk)).or_insert_with(|| {
-                        chunks.push((index, chunk, Vec::new()));
+                        chunks.push(Chunk { index, pages: chunk, tokens: Vec::new() });
                         chunks.len() - 1
                     });
-                    chunks[place].2.push(token);
+                    chunks[place].tokens.push(token);
                 }
                 plan.partials += count;
             }
             row += segment.count;
         }
-        for (index, pages, tokens) in chunks {
+        for Chunk { index, pages, tokens } in chunks {
             for tokens in tokens.chunks(tiles.shared.max(1)) {
                 let items = if tokens.len() == 1 { &mut plan.alone } else { &mut plan.shared };
                 items.add(tokens, pages.iter().map(|&page| code(page)), index * CHUNK);

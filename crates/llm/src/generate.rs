@@ -253,7 +253,7 @@ impl<'a> Engine<'a> {
 
     /// Whether so many more pages leave one for each sample in progress and the next. Always, when none is.
     fn has_room(&self, pages: usize) -> bool {
-        self.slots.is_empty() || self.pool.used() + pages + self.slots.len() + 1 <= self.max_pages
+        self.slots.is_empty() || self.pool.used() + pages + self.slots.len() < self.max_pages
     }
 
     /// Begins the next sample of the first ready prompt.

@@ -12,7 +12,6 @@ use crate::{
     memory,
     prefix::{PrefixTree, Span},
 };
-
 use std::{collections::HashMap, ops::ControlFlow};
 
 /// How a prompt's hidden states become one vector.

@@ -41,7 +41,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 }
 
 fn greedy(max_new_tokens: usize) -> Sampling {
-    Sampling { temperature: 0.0, top_p: 1.0, max_new_tokens, stop_tokens: vec![], stop_texts: vec![] }
+    Sampling { temperature: 0.0, max_new_tokens, ..Sampling::default() }
 }
 
 fn requests(samples: u64) -> Vec<GenerateRequest> {

@@ -120,12 +120,13 @@ fn program_text(kernels: &[Kernel]) -> String {
     for (index, kernel) in kernels.iter().enumerate() {
         // A name space each: every source defines the same types.
         let _ = writeln!(text, "namespace kernel_{index} {{");
-        if let Some(name) = kernel.between("extern __shared__ __align__(", ") char ").map(|_| kernel.shared_name()) {
-            let _ = writeln!(text, "alignas(16) char {name}[{}];", kernel.shared_bytes);
-        }
+        let shared = kernel.shared_name().unwrap_or("no_shared");
+        let _ = writeln!(text, "alignas(16) char {shared}[{}];", kernel.shared_bytes.max(1));
         let _ = writeln!(text, "{}\n}}", without_assembly(&kernel.source));
         let symbol = &kernel.symbol;
-        let _ = writeln!(cases, "case {index}: host::launch(kernel_{index}::{symbol}, grid, count, arguments); break;");
+        let shared = format!("kernel_{index}::{shared}, sizeof kernel_{index}::{shared}");
+        let launch = format!("host::launch(kernel_{index}::{symbol}, grid, count, arguments, {shared})");
+        let _ = writeln!(cases, "case {index}: {launch}; break;");
     }
     let _ = write!(
         text,
@@ -152,9 +153,8 @@ impl Kernel {
         Some(&self.source[start..start + length])
     }
 
-    fn shared_name(&self) -> &str {
-        let declaration = self.between("extern __shared__ ", "[]").expect("it has shared memory");
-        declaration.rsplit(' ').next().expect("a name")
+    fn shared_name(&self) -> Option<&str> {
+        self.between("extern __shared__ ", "[]")?.rsplit(' ').next()
     }
 
     /// The structure with the scalars, by type in the order of the parameters; lengths of buffers stay 0.

@@ -49,7 +49,7 @@ enum Storage {
     /// One a stored matrix: formats may differ.
     Host(Vec<Panels>),
     /// \[inputs, outputs\]
-    Device(Tensor<2>),
+    Device(Box<Tensor<2>>),
 }
 
 impl Matrix {
@@ -71,7 +71,7 @@ impl Matrix {
             Precision::F16 => FloatDType::F16,
             Precision::Auto | Precision::Bf16 | Precision::Int8 => FloatDType::BF16,
         };
-        Self { inputs, outputs, storage: Storage::Device(host.dense(device).cast(float)) }
+        Self { inputs, outputs, storage: Storage::Device(Box::new(host.dense(device).cast(float))) }
     }
 
     /// Bytes of the weights in memory.
@@ -85,7 +85,7 @@ impl Matrix {
     /// The product, \[rows, outputs\], with `x` \[rows, inputs\].
     pub(crate) fn apply(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.storage {
-            Storage::Device(weights) => x.cast(FloatDType::from(weights.dtype())).matmul(weights.clone()),
+            Storage::Device(weights) => x.cast(FloatDType::from(weights.dtype())).matmul(Tensor::clone(weights)),
             Storage::Host(parts) => {
                 let device = x.device();
                 let [rows, _] = x.dims();
@@ -108,7 +108,7 @@ impl Matrix {
                 }
             }
             Storage::Device(weights) => {
-                to.copy_from_slice(floats(&read(weights.clone().narrow(1, output, 1).cast(FloatDType::F32))));
+                to.copy_from_slice(floats(&read(Tensor::clone(weights).narrow(1, output, 1).cast(FloatDType::F32))));
             }
         }
     }
@@ -116,7 +116,7 @@ impl Matrix {
     /// All weights as a tensor \[inputs, outputs\], as training and other devices want them.
     pub(crate) fn dense(&self, device: &Device) -> Tensor<2> {
         match &self.storage {
-            Storage::Device(weights) => weights.clone(),
+            Storage::Device(weights) => Tensor::clone(weights),
             Storage::Host(parts) => {
                 let mut out = vec![0.0; self.inputs * self.outputs];
                 let mut first = 0;

@@ -1,7 +1,9 @@
 // A stand-in for the CUDA runtime, so that emitted kernels run on the host: one block after another, each of its
 // threads a coroutine. A barrier or a shuffle hands over to the next thread until all of the block, or of the warp,
 // have arrived. Shuffles must be reached by whole warps: a kernel in which they are not is aborted, although a GPU might
-// bear it.
+// bear it. Every launch runs twice, with the threads taking turns in one order and in the reverse, and must give the
+// same bytes: where a barrier is missing, one of the two orders reads what is not written yet. Shared memory is filled
+// with ones before each block, so that nothing is left from the block before.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -55,7 +57,9 @@ static std::vector<Barrier> warps;
 static std::vector<std::uint64_t> exchanged;
 static Barrier block;
 static unsigned current;
-static bool progress;
+static bool progress, reversed;
+static char *shared;
+static std::size_t shared_size;
 static void (*body)(void *);
 static void *body_arguments;
 
@@ -80,6 +84,7 @@ static void thread_main() {
 }
 
 static void run_block(unsigned count) {
+    std::memset(shared, 0xff, shared_size);
     if (threads.size() != count) {
         threads = std::vector<Thread>(count);
         for (Thread &thread : threads) thread.stack.resize(STACK);
@@ -101,7 +106,8 @@ static void run_block(unsigned count) {
     for (unsigned left = count; left > 0;) {
         progress = false;
         left = 0;
-        for (current = 0; current < count; current++) {
+        for (unsigned i = 0; i < count; i++) {
+            current = reversed ? count - 1 - i : i;
             if (threads[current].done) continue;
             threadIdx = {current, 0, 0};
             swapcontext(&scheduler, &threads[current].context);
@@ -137,7 +143,10 @@ template <class... A> struct Kernel {
 };
 
 // Runs a kernel; `arguments` points to its arguments, as for cuLaunchKernel.
-template <class... A> void launch(void (*function)(A...), Place grid, unsigned count, void **arguments) {
+template <class... A>
+void launch(void (*function)(A...), Place grid, unsigned count, void **arguments, char *memory, std::size_t size) {
+    shared = memory;
+    shared_size = size;
     Kernel<A...> kernel{function, arguments};
     gridDim = grid;
     blockDim = {count, 1, 1};
@@ -162,20 +171,32 @@ template <class Run> int serve(Run run) {
     unsigned count = read_stream<unsigned>();
     unsigned buffers = read_stream<unsigned>();
     unsigned total = read_stream<unsigned>();
-    std::vector<std::pair<void *, std::size_t>> memory;
+    std::vector<std::vector<char *>> memory(2);
+    std::vector<std::size_t> sizes;
     for (unsigned i = 0; i < total; i++) {
-        std::size_t size = read_stream<std::uint64_t>();
-        // Alone on the heap, so that the address sanitizer sees an access outside.
-        void *data = std::aligned_alloc(16, (size + 15) / 16 * 16);
-        if (size > 0 && std::fread(data, 1, size, stdin) != size) std::abort();
-        memory.push_back({data, size});
+        sizes.push_back(read_stream<std::uint64_t>());
+        for (auto &copy : memory) {
+            // Alone on the heap, so that the address sanitizer sees an access outside.
+            copy.push_back(static_cast<char *>(std::aligned_alloc(16, (sizes[i] + 15) / 16 * 16)));
+        }
+        if (sizes[i] > 0 && std::fread(memory[0][i], 1, sizes[i], stdin) != sizes[i]) std::abort();
+        std::memcpy(memory[1][i], memory[0][i], sizes[i]);
     }
-    std::vector<void *> arguments;
-    for (unsigned i = 0; i < total; i++) {
-        arguments.push_back(i < buffers ? static_cast<void *>(&memory[i].first) : memory[i].first);
+    for (auto &copy : memory) {
+        std::vector<void *> arguments;
+        for (unsigned i = 0; i < total; i++) {
+            arguments.push_back(i < buffers ? static_cast<void *>(&copy[i]) : copy[i]);
+        }
+        run(kernel, grid, count, arguments.data());
+        reversed = true;
     }
-    run(kernel, grid, count, arguments.data());
-    for (unsigned i = 0; i < buffers; i++) std::fwrite(memory[i].first, 1, memory[i].second, stdout);
+    for (unsigned i = 0; i < buffers; i++) {
+        if (std::memcmp(memory[0][i], memory[1][i], sizes[i]) != 0) {
+            std::fprintf(stderr, "buffer %u depends on the order of threads: a barrier is missing\n", i);
+            std::abort();
+        }
+        std::fwrite(memory[0][i], 1, sizes[i], stdout);
+    }
     return 0;
 }
 
