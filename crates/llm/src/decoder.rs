@@ -9,6 +9,7 @@
 
 use crate::{
     LlmError,
+    adapter::{Adapter, LowRanks, Product},
     attention::{Segment, attend},
     config::ModelConfig,
     gguf::GgufFile,
@@ -17,6 +18,7 @@ use crate::{
 };
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Rows of a product at least: one row alone takes another kernel with another order of summation.
 const MIN_ROWS: usize = 2;
@@ -35,16 +37,30 @@ struct Block {
     down: Tensor<2>,
 }
 
-/// All weights, on one device.
+/// All weights, on one device, and perhaps an adapter. A clone shares the weights.
+#[derive(Clone)]
 pub(crate) struct Decoder {
     pub(crate) config: ModelConfig,
     device: Device,
     embedding: Tensor<2>,
-    blocks: Vec<Block>,
+    blocks: Arc<Vec<Block>>,
     norm: Vec<f32>,
     /// \[hidden, vocabulary\]
     head: Tensor<2>,
-    rope: RopeTable,
+    rope: Arc<RopeTable>,
+    adapter: Option<Arc<LowRanks>>,
+}
+
+/// One block's weights as training reads them: matrices \[inputs, outputs\], in 32-bit floats or narrower.
+pub(crate) struct DenseBlock {
+    pub(crate) attention_norm: Vec<f32>,
+    /// Queries, keys and values beside one another.
+    pub(crate) qkv: Tensor<2>,
+    pub(crate) output: Tensor<2>,
+    pub(crate) feed_norm: Vec<f32>,
+    /// Gates, then ups.
+    pub(crate) gate_up: Tensor<2>,
+    pub(crate) down: Tensor<2>,
 }
 
 /// Tokens to compute next in a sequence.
@@ -75,8 +91,9 @@ impl Decoder {
             embedding: matrix(embedding, vocabulary, device),
             head: matrix(head, hidden, device),
             device: device.clone(),
-            blocks,
-            rope,
+            blocks: Arc::new(blocks),
+            rope: Arc::new(rope),
+            adapter: None,
             config,
         })
     }
@@ -106,15 +123,61 @@ impl Decoder {
         let epsilon = self.config.norm_epsilon;
         for (layer, block) in self.blocks.iter().enumerate() {
             let (sum, normed) = add_rms_norm(x, delta, &block.attention_norm, epsilon);
-            let qkv = normed.matmul(block.qkv.clone());
+            let qkv = self.product(layer, Product::Qkv, normed, &block.qkv);
             let attended = attend(qkv, &segments, layer, &self.config, &self.rope, pool);
-            let attended = attended.matmul(block.output.clone());
+            let attended = self.product(layer, Product::Output, attended, &block.output);
             let (sum, normed) = add_rms_norm(sum, Some(attended), &block.feed_norm, epsilon);
-            let fed = swiglu(normed.matmul(block.gate_up.clone()));
-            delta = Some(fed.matmul(block.down.clone()));
+            let fed = swiglu(self.product(layer, Product::GateUp, normed, &block.gate_up));
+            delta = Some(self.product(layer, Product::Down, fed, &block.down));
             x = sum;
         }
         delta.map_or(x.clone(), |delta| x + delta)
+    }
+
+    /// A block's product, with the adapter's part if there is one.
+    fn product(&self, layer: usize, product: Product, x: Tensor<2>, weights: &Tensor<2>) -> Tensor<2> {
+        let Some(adapter) = &self.adapter else { return x.matmul(weights.clone()) };
+        adapter.add(layer, product, x.clone(), x.matmul(weights.clone()))
+    }
+
+    /// The same weights with an adapter, in place of the one that it may have.
+    pub(crate) fn with_adapter(&self, adapter: &Adapter) -> Result<Self, LlmError> {
+        adapter.check(&self.config)?;
+        let low_ranks = LowRanks::new(adapter, &self.config, &self.device);
+        Ok(Self { adapter: Some(Arc::new(low_ranks)), ..self.clone() })
+    }
+
+    /// The embeddings of some tokens, \[tokens, hidden\]: what the first block reads.
+    pub(crate) fn embed(&self, tokens: &[u32]) -> Tensor<2> {
+        let ids: Vec<i32> = tokens.iter().map(|&token| token.cast_signed()).collect();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens.len()]), &self.device);
+        self.embedding.clone().select(0, ids)
+    }
+
+    /// A block's weights for training; taken when they are needed, and dropped.
+    pub(crate) fn dense_block(&self, layer: usize) -> DenseBlock {
+        let block = &self.blocks[layer];
+        DenseBlock {
+            attention_norm: block.attention_norm.clone(),
+            qkv: block.qkv.clone(),
+            output: block.output.clone(),
+            feed_norm: block.feed_norm.clone(),
+            gate_up: block.gate_up.clone(),
+            down: block.down.clone(),
+        }
+    }
+
+    /// The final norm's weights, and the head \[hidden, vocabulary\].
+    pub(crate) fn dense_head(&self) -> (&[f32], Tensor<2>) {
+        (&self.norm, self.head.clone())
+    }
+
+    pub(crate) fn rope(&self) -> &RopeTable {
+        &self.rope
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The hidden states that the head reads: the given rows of [`Self::forward`]'s result after the final norm.

@@ -11,6 +11,7 @@
 //!         `- attention -> kv                    generate            continuous batching
 //! ```
 
+pub mod adapter;
 mod attention;
 pub mod chat;
 pub mod config;
@@ -26,10 +27,13 @@ pub mod prefill;
 pub mod quants;
 pub mod sampler;
 pub mod tokenizer;
+pub mod tune;
 
+pub use adapter::{Adapter, AdapterSettings, Target};
 pub use chat::Message;
 pub use device::pick_device;
 pub use error::LlmError;
 pub use generate::{GenerateRequest, Generation, Sampling};
 pub use model::LanguageModel;
 pub use prefill::{Done, OnProgress, Pooling, Rows};
+pub use tune::{StepRecord, TuneHooks, TuneProgress, TuneSample, TuneSettings, Tuned};

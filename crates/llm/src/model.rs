@@ -2,6 +2,7 @@
 
 use crate::{
     LlmError,
+    adapter::Adapter,
     chat::{ChatTemplate, Message},
     config::ModelConfig,
     decoder::{Decoder, Step},
@@ -13,7 +14,7 @@ use crate::{
     tokenizer::TextTokenizer,
 };
 use burn::tensor::Device;
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// A Llama-family model. It does not change once loaded: share it between threads.
 ///
@@ -21,9 +22,9 @@ use std::path::Path;
 /// of the call, their order, `batch_tokens`, or `batch_size`. That holds for one build on one kind of processor;
 /// processors with other vector widths differ in the last bits, as do other devices.
 pub struct LanguageModel {
-    decoder: Decoder,
-    tokenizer: TextTokenizer,
-    template: Option<ChatTemplate>,
+    pub(crate) decoder: Decoder,
+    tokenizer: Arc<TextTokenizer>,
+    template: Arc<Option<ChatTemplate>>,
 }
 
 /// What the model makes of a prompt up to one position.
@@ -50,7 +51,16 @@ impl LanguageModel {
         };
         let decoder = Decoder::load(&file, device)?;
         tracing::debug!(path = %path.display(), config = ?decoder.config, "language model loaded");
-        Ok(Self { decoder, tokenizer, template })
+        Ok(Self { decoder, tokenizer: Arc::new(tokenizer), template: Arc::new(template) })
+    }
+
+    /// The same model with an adapter, in place of the one that it may have. The weights are shared, not copied.
+    ///
+    /// # Errors
+    /// [`LlmError::Adapter`] when the adapter was made for a model of another shape; it names the tensor.
+    pub fn with_adapter(&self, adapter: &Adapter) -> Result<Self, LlmError> {
+        let decoder = self.decoder.with_adapter(adapter)?;
+        Ok(Self { decoder, tokenizer: self.tokenizer.clone(), template: self.template.clone() })
     }
 
     /// Sizes of the model.
@@ -82,7 +92,7 @@ impl LanguageModel {
     /// [`LlmError::Template`] when the model has no chat template or it refuses the conversation.
     pub fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, LlmError> {
         let missing = || LlmError::Template("the model file has none; use an instruction-tuned model".into());
-        self.template.as_ref().ok_or_else(missing)?.render(messages, add_generation_prompt)
+        self.template.as_ref().as_ref().ok_or_else(missing)?.render(messages, add_generation_prompt)
     }
 
     /// One vector a prompt, \[hidden size\]: the last layer's hidden states after the final norm, pooled (eq. 2, 3).
