@@ -55,9 +55,12 @@ fn other(field: &Field, current: &Value, pick: u64) -> Value {
             let others: Vec<&&str> = words.iter().filter(|w| *current != json!(w)).collect();
             json!(others.get(pick as usize % others.len().max(1)).copied().unwrap_or(&words[0]))
         }
-        ValueKind::List(_) => {
+        ValueKind::List(element) => {
             let mut list = current.as_array().unwrap().clone();
-            list.push(json!(lo as u64 + pick % 100));
+            match **element {
+                ValueKind::Choice(words) => list.push(json!(words[pick as usize % words.len()])),
+                _ => list.push(json!(lo as u64 + pick % 100)),
+            }
             json!(list)
         }
     }
@@ -133,7 +136,7 @@ proptest! {
 proptest! {
     #[test]
     fn settings_that_do_not_touch_the_output_are_in_no_key(
-        position in 0usize..13, rows in 1u64..10_000, memory_mb in 1u64..100_000, attempts in 1u32..100, bad in 0u64..100,
+        position in 0usize..16, rows in 1u64..10_000, memory_mb in 1u64..100_000, attempts in 1u32..100, bad in 0u64..100,
     ) {
         let pipeline = whole();
         let mut changed = pipeline.clone();
@@ -150,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn a_seed_is_in_the_keys_of_the_kinds_that_draw(position in 0usize..13, seed in 43u64..) {
+    fn a_seed_is_in_the_keys_of_the_kinds_that_draw(position in 0usize..16, seed in 43u64..) {
         let pipeline = whole();
         let mut changed = pipeline.clone();
         changed.stages[position].seed = seed;

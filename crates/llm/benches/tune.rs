@@ -61,7 +61,7 @@ fn main() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     print!("{text}");
-    let theirs: f64 = text.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+    let theirs: f64 = text.split_whitespace().find_map(|word| word.parse().ok()).unwrap(); // "PEFT: N s …"
     for (what, seconds) in ours {
         println!("rallrec, {what}, against PEFT: {:.2} times as fast", theirs / seconds);
     }

@@ -10,7 +10,10 @@ use crate::{
     LlmError,
     config::ModelConfig,
     host::matrix,
-    tune::{draw, rows::Rows},
+    tune::{
+        draw,
+        rows::{Rows, narrow_product},
+    },
 };
 use burn::tensor::{Device, Tensor};
 use rallrec_core::rng::row_rng;
@@ -231,6 +234,12 @@ impl Adapter {
         &self.values
     }
 
+    /// The PEFT name of each matrix, and where among [`Self::values`] it lies, row after row.
+    pub fn matrices(&self) -> impl Iterator<Item = (String, Range<usize>)> {
+        let both = |place: &Place| [(place.tensor("A"), place.down.clone()), (place.tensor("B"), place.up.clone())];
+        self.places.iter().flat_map(both)
+    }
+
     pub(crate) fn into_values(self) -> Vec<f32> {
         self.values
     }
@@ -446,9 +455,10 @@ impl LowRanks {
             Product::ALL.map(|product| {
                 let places: Vec<&Place> =
                     adapter.places.iter().filter(|p| p.layer == layer && product.targets().contains(&p.target)).collect();
-                (!places.is_empty()).then(|| LowRank {
-                    down: beside(adapter, &places, device),
-                    up: scaled_up(adapter, product, &places, config, device),
+                let inputs = places.first()?.inputs;
+                Some(LowRank {
+                    down: matrix(transposed_down(adapter, &places), inputs, device),
+                    up: matrix(scaled_up(adapter, product, &places, config), places.len() * adapter.settings.rank, device),
                 })
             })
         });
@@ -460,34 +470,19 @@ impl LowRanks {
         let low = self.layers.get(layer).and_then(|products| products[product as usize].as_ref());
         let Some(low) = low else { return y };
         let device = y.device();
-        Rows::of(y).add(x.matmul(low.down.clone()).matmul(low.up.clone())).into_tensor(&device)
+        Rows::of(y).add(narrow_product(x, low.down.clone()).matmul(low.up.clone())).into_tensor(&device)
     }
 }
 
-/// Transposed A of some projections with the same inputs, beside one another.
-fn beside(adapter: &Adapter, places: &[&Place], device: &Device) -> Tensor<2> {
-    let rank = adapter.settings.rank;
-    let inputs = places.first().map_or(0, |place| place.inputs);
-    let width = places.len() * rank;
-    let mut out = vec![0.0; inputs * width];
-    for (number, place) in places.iter().enumerate() {
-        for (r, row) in adapter.values[place.down.clone()].chunks_exact(inputs).enumerate() {
-            for (input, &value) in row.iter().enumerate() {
-                out[input * width + number * rank + r] = value;
-            }
-        }
-    }
-    matrix(out, inputs, device)
+/// Transposed A of some projections with the same inputs, beside one another: \[inputs, targets * rank\].
+pub(crate) fn transposed_down(adapter: &Adapter, places: &[&Place]) -> Vec<f32> {
+    let below: Vec<f32> = places.iter().flat_map(|place| &adapter.values[place.down.clone()]).copied().collect();
+    transposed(&below, places.first().map_or(1, |place| place.inputs))
 }
 
-/// Transposed and scaled B of some projections of one product, each in its own rows and columns.
-pub(crate) fn scaled_up(
-    adapter: &Adapter,
-    product: Product,
-    places: &[&Place],
-    config: &ModelConfig,
-    device: &Device,
-) -> Tensor<2> {
+/// Transposed and scaled B of some projections of one product, each in its own rows and columns:
+/// \[targets * rank, outputs of the product\].
+pub(crate) fn scaled_up(adapter: &Adapter, product: Product, places: &[&Place], config: &ModelConfig) -> Vec<f32> {
     let (rank, scale, width) = (adapter.settings.rank, adapter.settings.scale(), product.width(config));
     let mut out = vec![0.0; places.len() * rank * width];
     for (number, place) in places.iter().enumerate() {
@@ -498,5 +493,10 @@ pub(crate) fn scaled_up(
             }
         }
     }
-    matrix(out, places.len() * rank, device)
+    out
+}
+
+/// Rows of `width` numbers as columns.
+pub(crate) fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
+    (0..width).flat_map(|column| rows.iter().skip(column).step_by(width).copied()).collect()
 }

@@ -1,6 +1,6 @@
 //! What the stages that use a language model share: the model, prompts in its chat format, rows that failed.
 
-use crate::{OutputWriter, StageContext, StageError};
+use crate::{OutputWriter, StageContext, StageError, columns::Table};
 use rallrec_core::task::Progress;
 use rallrec_llm::{LanguageModel, LlmError, Message, prefill::Done};
 use std::{ops::ControlFlow, sync::Arc};
@@ -54,6 +54,17 @@ pub(crate) fn encode_all(
         ))
     };
     texts.into_iter().map(encode).collect()
+}
+
+/// The tokens of a table's prompts up to where the answer begins, as `score` reads them and `tune` learns them.
+pub(crate) fn answer_prompts(
+    model: &LanguageModel,
+    prompts: &Table<'_>,
+    system: &str,
+    max_tokens: u32,
+) -> Result<Vec<Result<Vec<u32>, String>>, StageError> {
+    let texts = prompts.text("prompt")?.into_iter().map(|prompt| chat(model, system, prompt));
+    Ok(encode_all(model, texts, max_tokens as usize))
 }
 
 /// Hears the model's progress, passes it on, and stops it when the task is cancelled. There are `total` rows.

@@ -4,6 +4,7 @@
 //! a device and a model cache, and deliberately nothing of queues, stores, attempts or runs: those are the
 //! worker's. Adding a kind is one variant in `core`, one file here and one line in [`stage`].
 
+mod adapter;
 mod align;
 mod columns;
 mod context;
@@ -21,11 +22,15 @@ mod predictions;
 mod reason;
 mod report;
 mod retrieve;
+mod sample;
 mod score;
 mod training;
+mod tune;
 
 pub use burn::tensor::Device;
-pub use context::{Cancel, InputReader, ModelCache, ModelSource, OutputWriter, ProgressSink, StageContext};
+pub use context::{
+    Cancel, Checkpoints, InputReader, MemoryCheckpoints, ModelCache, ModelSource, OutputWriter, ProgressSink, StageContext,
+};
 pub use error::StageError;
 
 use rallrec_core::params::StageParams;
@@ -53,7 +58,9 @@ pub fn stage(params: StageParams) -> Box<dyn Stage> {
         StageParams::LightGcn(p) => Box::new(p),
         StageParams::Align(p) => Box::new(p),
         StageParams::Index(p) => Box::new(p),
+        StageParams::Sample(p) => Box::new(p),
         StageParams::Retrieve(p) => Box::new(p),
+        StageParams::Tune(p) => Box::new(p),
         StageParams::Score(p) => Box::new(p),
         StageParams::Reason(p) => Box::new(p),
         StageParams::Merge(p) => Box::new(p),

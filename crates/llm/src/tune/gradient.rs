@@ -8,7 +8,7 @@ use super::{
     TuneSample,
     block::{Block, Kept},
     lora::{Draws, Sequence},
-    rows::{Rows, product, rms_norm, rms_norm_backward},
+    rows::{Rows, product, product_back, rms_norm, rms_norm_backward},
 };
 use crate::{
     adapter::Adapter,
@@ -91,7 +91,7 @@ impl Gradient<'_> {
             losses.push(cross_entropy(logits, sample.answer as usize, self.weight, d_logits));
         }
         let d_logits = matrix(d_logits, last.len(), device);
-        let d_normed = product(d_logits, head.transpose());
+        let d_normed = product_back(d_logits, head);
         let zeros = Rows::new(vec![0.0; last.len() * config.hidden], config.hidden, device);
         let d_states = read(rms_norm_backward(&states, norm, config.norm_epsilon, d_normed, zeros).into_tensor(device));
         let rows = sequences.last().map_or(0, |sequence| sequence.rows.end);
@@ -120,6 +120,40 @@ fn cross_entropy(logits: &[f32], answer: usize, weight: f64, gradient: &mut [f32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{AdapterSettings, LanguageModel, Target, tune::rows::compute_as_on_a_device};
+    use burn::tensor::Device;
+    use std::path::Path;
+
+    /// The loops on the host and Burn's operations give the same gradients, with dropout and on all projections.
+    #[test]
+    fn host_and_device_agree() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tune_gqa.gguf");
+        let model = LanguageModel::load(&file, &Device::flex()).unwrap();
+        let settings = AdapterSettings { rank: 3, alpha: 6.0, dropout: 0.1, targets: Target::ALL.to_vec() };
+        let adapter = Adapter::new(model.config(), settings, 1, None).unwrap();
+        // Not 0 in B either, so that every gradient has something to flow through.
+        let values = adapter.values().iter().enumerate().map(|(i, x)| x + 0.1 * (i as f32).sin()).collect();
+        let adapter = adapter.with_values(values);
+        let sample = |id: u64, count: u32| {
+            TuneSample { id, tokens: (0..count).map(|i| (i * 37 + id as u32) % 256).collect(), answer: 11 }
+        };
+        let samples = [sample(1, 150), sample(2, 5), sample(3, 40)];
+        let compute = |memory_bytes| {
+            let draws = Draws { seed: 5, epoch: 2 };
+            let gradient = Gradient { decoder: &model.decoder, adapter: &adapter, draws, memory_bytes, weight: 0.5 };
+            let mut gradients = vec![0.0; adapter.values().len()];
+            let losses = gradient.add(&samples.iter().collect::<Vec<_>>(), &mut gradients);
+            (losses, gradients)
+        };
+        let host = compute(0);
+        compute_as_on_a_device(true);
+        let device = compute(usize::MAX);
+        compute_as_on_a_device(false);
+        let largest = host.1.iter().fold(0.0_f32, |max, g| max.max(g.abs()));
+        let difference = host.1.iter().zip(&device.1).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs()));
+        assert!(difference < 1e-5 * largest, "{difference:e}, and the largest is {largest:e}");
+        assert!(host.0.iter().zip(&device.0).all(|(a, b)| (a - b).abs() < 1e-5), "{:?} {:?}", host.0, device.0);
+    }
 
     #[test]
     fn cross_entropy_of_two_equal_logits_is_the_logarithm_of_two() {

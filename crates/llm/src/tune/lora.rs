@@ -5,10 +5,10 @@
 
 use super::{
     draw,
-    rows::{HostRows, Rows, product},
+    rows::{HostRows, Rows, narrow_product, product, product_back},
 };
 use crate::{
-    adapter::{Adapter, Place, Product, scaled_up},
+    adapter::{Adapter, Place, Product, scaled_up, transposed, transposed_down},
     config::ModelConfig,
     host::{floats, matrix, read},
 };
@@ -39,10 +39,12 @@ pub(crate) struct Draws {
 /// The adapter's part of one product of one layer.
 pub(crate) struct TrainedProduct<'a> {
     places: Vec<&'a Place>,
-    /// A of each target, \[rank, inputs\].
+    /// Transposed A of each target, \[inputs, rank\].
     down: Vec<Tensor<2>>,
     /// Scaled B of each target in its columns, \[targets * rank, outputs\].
     up: Tensor<2>,
+    /// The same, transposed.
+    up_back: Tensor<2>,
     first_columns: Vec<usize>,
     rank: usize,
     scale: f32,
@@ -66,10 +68,13 @@ impl<'a> TrainedProduct<'a> {
             return None;
         }
         let settings = adapter.settings();
-        let down = |place: &&Place| matrix(adapter.values()[place.down.clone()].to_vec(), settings.rank, device);
+        let down = |place: &&Place| matrix(transposed_down(adapter, &[*place]), place.inputs, device);
+        let (up, width) = (scaled_up(adapter, product, &places, config), product.width(config));
+        let up_back = matrix(transposed(&up, width), width, device);
         Some(Self {
             down: places.iter().map(down).collect(),
-            up: scaled_up(adapter, product, &places, config, device),
+            up: matrix(up, places.len() * settings.rank, device),
+            up_back,
             first_columns: places.iter().map(|place| product.columns(place.target, config).start).collect(),
             places,
             rank: settings.rank,
@@ -121,7 +126,7 @@ impl<'a> TrainedProduct<'a> {
 
     /// Each target's inputs times its A, beside one another, \[rows, targets * rank\].
     fn reduced(&self, inputs: &[Tensor<2>]) -> Tensor<2> {
-        let parts = inputs.iter().zip(&self.down).map(|(x, down)| x.clone().matmul(down.clone().transpose()));
+        let parts = inputs.iter().zip(&self.down).map(|(x, down)| narrow_product(x.clone(), down.clone()));
         Tensor::cat(parts.collect(), 1)
     }
 
@@ -135,7 +140,7 @@ impl<'a> TrainedProduct<'a> {
         wants_inputs: bool,
     ) -> Option<Rows> {
         let reduced = self.reduced(inputs);
-        let d_reduced = gradient.clone().matmul(self.up.clone().transpose());
+        let d_reduced = narrow_product(gradient.clone(), self.up_back.clone());
         let columns = |number: usize| number * self.rank..(number + 1) * self.rank;
         for sequence in sequences {
             let rows = sequence.rows.clone();
@@ -154,7 +159,7 @@ impl<'a> TrainedProduct<'a> {
         let rows = gradient.dims()[0];
         let mut sum: Option<Rows> = None;
         for (number, (place, down)) in self.places.iter().zip(&self.down).enumerate() {
-            let mut part = Rows::of(d_reduced.clone().slice([0..rows, columns(number)]).matmul(down.clone()));
+            let mut part = Rows::of(product_back(d_reduced.clone().slice([0..rows, columns(number)]), down.clone()));
             if self.dropout > 0.0 {
                 part = match part {
                     Rows::Host(mut host) => {
@@ -221,7 +226,7 @@ impl Projection<'_> {
         if !wants_inputs {
             return None;
         }
-        let through = product(gradient, self.weights.clone().transpose());
+        let through = product_back(gradient, self.weights.clone());
         Some(match added {
             Some(added) => added.add(through).into_tensor(&device),
             None => through,

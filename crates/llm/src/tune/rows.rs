@@ -13,6 +13,10 @@ use rayon::prelude::*;
 
 /// Rows that one task takes.
 pub(crate) const TASK_ROWS: usize = 32;
+/// Products of no more results than this take a kernel of their own on the CPU.
+const SMALL_PRODUCT: usize = 256;
+/// Terms that the CPU's kernel sums in one order whatever the number of rows.
+const PART: usize = 512;
 /// Sums of a row are kept in as many parts, so that they are the same on every CPU.
 const LANES: usize = 32;
 
@@ -89,12 +93,6 @@ impl Rows {
         }
     }
 
-    /// A copy of its values as a tensor.
-    #[cfg(test)]
-    pub(crate) fn to_tensor(&self, device: &Device) -> Tensor<2> {
-        self.clone().into_tensor(device)
-    }
-
     /// Adds a tensor to it.
     pub(crate) fn add(self, other: Tensor<2>) -> Self {
         match self {
@@ -133,17 +131,55 @@ impl Rows {
     }
 }
 
-/// Whether a device's tensors lie in host memory.
+/// Whether a device's tensors lie in host memory, where loops are faster than Burn's operations.
 pub(crate) fn on_host(device: &Device) -> bool {
+    #[cfg(test)]
+    if AS_ON_A_DEVICE.get() {
+        return false;
+    }
     *device == Device::flex()
 }
 
-/// x W in the precision of the weights; the result is in 32 bits.
+#[cfg(test)]
+thread_local! {
+    /// Makes this thread compute on the host as on a device with memory of its own, to compare both.
+    static AS_ON_A_DEVICE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+#[cfg(test)]
+pub(crate) fn compute_as_on_a_device(yes: bool) {
+    AS_ON_A_DEVICE.set(yes);
+}
+
+/// x W in the precision of the weights; the result is in 32 bits. `weights` lie row after row.
 pub(crate) fn product(x: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
     match weights.dtype() {
         DType::F32 => x.matmul(weights),
         narrow => x.cast(narrow).matmul(weights).cast(DType::F32),
     }
+}
+
+/// x W^T for the W of [`product`], which is not copied.
+pub(crate) fn product_back(x: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
+    let [rows, inputs] = x.dims();
+    let outputs = weights.dims()[0];
+    if rows * outputs > SMALL_PRODUCT {
+        return product(x, weights.transpose());
+    }
+    // Few rows of a narrow product would take another kernel on the CPU, with another order of summation.
+    let idle = Tensor::zeros([SMALL_PRODUCT / outputs + 1, inputs], &x.device());
+    product(Tensor::cat(vec![x, idle], 0), weights.transpose()).slice([0..rows, 0..outputs])
+}
+
+/// x W for a W of few columns, whose rows follow one another. Summed in parts, because the CPU's kernel sums more than
+/// [`PART`] terms in an order that depends on the number of rows when there are few columns.
+pub(crate) fn narrow_product(x: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
+    let ([rows, inputs], outputs) = (x.dims(), weights.dims()[1]);
+    let parts = (0..inputs).step_by(PART).map(|first| {
+        let part = first..inputs.min(first + PART);
+        x.clone().slice([0..rows, part.clone()]).matmul(weights.clone().slice([part, 0..outputs]))
+    });
+    parts.reduce(|sum, part| sum + part).expect("a product has inputs")
 }
 
 /// x / sqrt(mean(x^2) + epsilon) * w.
@@ -368,4 +404,39 @@ pub(crate) fn largest(row: &[f32]) -> f32 {
         }
     }
     crate::host::lane_max(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values that need all their bits.
+    fn some(count: usize, seed: u32) -> Vec<f32> {
+        (0..count as u32).map(|i| (((i.wrapping_mul(2_654_435_761) ^ seed) >> 8) as f32 / 8_388_608.0 - 1.0) / 3.0).collect()
+    }
+
+    #[test]
+    fn a_row_of_a_product_does_not_depend_on_the_others() {
+        let device = Device::flex();
+        for (inputs, outputs) in [(32, 32), (64, 128), (576, 960), (1536, 576), (8, 576), (576, 8), (1536, 16), (3, 64)] {
+            let weights = || matrix(some(inputs * outputs, 7), inputs, &device);
+            let turned = || matrix(some(inputs * outputs, 9), outputs, &device);
+            let x = some(200 * inputs, 3);
+            for kind in 0..3 {
+                let of = |rows: usize| {
+                    let x = matrix(x[..rows * inputs].to_vec(), rows, &device);
+                    let product = match kind {
+                        0 if inputs <= PART || outputs > 64 => product(x, weights()),
+                        1 if outputs > 8 => product_back(x, turned()),
+                        _ => narrow_product(x, weights()),
+                    };
+                    floats(&read(product))[..2 * outputs].to_vec()
+                };
+                let all = of(200);
+                for rows in [2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 33, 64, 65, 100] {
+                    assert!(of(rows) == all, "{rows} rows, {inputs} to {outputs}, kind {kind}");
+                }
+            }
+        }
+    }
 }
