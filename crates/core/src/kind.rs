@@ -178,7 +178,7 @@ kinds! {
     /// Probability of yes at the answer position.
     Score = "score" { version: 1, inputs: [port("prompts", T::Prompts, Drive), optional(port("adapter", T::Adapter, Whole))], outputs: ["predictions": Predictions], model };
     /// Sampled reasoning traces.
-    Reason = "reason" { version: 1, inputs: [port("prompts", T::Prompts, Drive), optional(port("predictions", T::Predictions, Aligned)), optional(port("adapter", T::Adapter, Whole))], outputs: ["traces": Traces], model, random };
+    Reason = "reason" { version: 2, inputs: [port("prompts", T::Prompts, Drive), optional(port("predictions", T::Predictions, Aligned)), optional(port("adapter", T::Adapter, Whole))], outputs: ["traces": Traces], model, random };
     /// Tuned and reasoning predictions merged.
     Merge = "merge" { version: 1, inputs: [many(port("predictions", T::Predictions, Whole)), port("traces", T::Traces, Whole)], outputs: ["predictions": Predictions] };
     /// A click-through-rate baseline.

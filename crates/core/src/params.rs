@@ -171,11 +171,22 @@ params! {
         temperature: f64 = 0.8, Keyed, 0 ..= 10;
         /// Nucleus sampling: the smallest set of tokens with this probability.
         top_p: f64 = 0.9, Keyed, 0.0001 ..= 1;
+        /// Draws from this many most probable tokens; 0 for all.
+        top_k: u32 = 0u32, Keyed, 0 ..= 10000000;
+        /// Draws from tokens at least this many times as probable as the most probable one; 0 for all.
+        min_p: f64 = 0.0, Keyed, 0 ..= 1;
+        /// Divides positive logits, and multiplies negative ones, of tokens that the prompt or the answer already has;
+        /// 1 for no penalty.
+        repetition_penalty: f64 = 1.0, Keyed, 0.01 ..= 100;
+        /// Texts that end an answer, beside the model's own end. They are cut from it, and what came after them.
+        stop: Vec<String> = Vec::<String>::new(), Keyed;
         /// Only items with at least this many ratings in the training period are described. The others get an empty
         /// description, and `embed` uses their title alone.
         min_ratings: u32 = 0u32, Keyed, 0 ..= 100000000;
-        /// Sequences decoded together.
+        /// Sequences decoded together at most; fewer where memory is short.
         batch_size: u32 = 32u32, Free, 1 ..= 4096;
+        /// Bytes for keys and values; 0 for a quarter of the memory that is free.
+        kv_bytes: u64 = 0u64, Free, 0 ..= 9007199254740992.0;
     }
 }
 
@@ -195,7 +206,7 @@ params! {
         pooling: Pooling = Pooling::Mean, Keyed;
         /// Sentence that names an item. `{title}`, `{genre}` and `{year}` are filled in.
         title_template: String = "The movie is titled {title} and its genre is {genre}.", Keyed;
-        /// Tokens computed together.
+        /// Tokens computed together at most; fewer where memory is short.
         batch_tokens: u32 = 4096u32, Free, 1 ..= 1048576;
     }
 }
@@ -416,7 +427,7 @@ params! {
         system: String = "You judge whether a user will like an item. Answer only Yes or No.", Keyed;
         /// Longest prompt, in tokens; a longer one is a bad row.
         max_prompt_tokens: u32 = 2048u32, Keyed, 1 ..= 1048576;
-        /// Tokens computed together.
+        /// Tokens computed together at most; fewer where memory is short.
         batch_tokens: u32 = 4096u32, Free, 1 ..= 1048576;
     }
 }
@@ -441,6 +452,15 @@ params! {
         temperature: f64 = 0.6, Keyed, 0 ..= 10;
         /// Nucleus sampling: the smallest set of tokens with this probability.
         top_p: f64 = 0.95, Keyed, 0.0001 ..= 1;
+        /// Draws from this many most probable tokens; 0 for all.
+        top_k: u32 = 0u32, Keyed, 0 ..= 10000000;
+        /// Draws from tokens at least this many times as probable as the most probable one; 0 for all.
+        min_p: f64 = 0.0, Keyed, 0 ..= 1;
+        /// Divides positive logits, and multiplies negative ones, of tokens that the prompt or the answer already has;
+        /// 1 for no penalty.
+        repetition_penalty: f64 = 1.0, Keyed, 0.01 ..= 100;
+        /// Texts that end an answer, beside the model's own end. They are cut from it, and what came after them.
+        stop: Vec<String> = Vec::<String>::new(), Keyed;
         /// Longest trace, in tokens.
         max_new_tokens: u32 = 4800u32, Keyed, 1 ..= 131072;
         /// Wording of the hint. Needs the input `predictions`, unless it is `none`.
@@ -455,8 +475,10 @@ params! {
         no: String = "No", Keyed;
         /// Longest prompt, in tokens; a longer one is a bad row.
         max_prompt_tokens: u32 = 2048u32, Keyed, 1 ..= 1048576;
-        /// Sequences decoded together.
+        /// Sequences decoded together at most; fewer where memory is short.
         batch_size: u32 = 32u32, Free, 1 ..= 4096;
+        /// Bytes for keys and values; 0 for a quarter of the memory that is free.
+        kv_bytes: u64 = 0u64, Free, 0 ..= 9007199254740992.0;
     }
 }
 

@@ -57,10 +57,11 @@ fn other(field: &Field, current: &Value, pick: u64) -> Value {
         }
         ValueKind::List(element) => {
             let mut list = current.as_array().unwrap().clone();
-            match **element {
-                ValueKind::Choice(words) => list.push(json!(words[pick as usize % words.len()])),
-                _ => list.push(json!(lo as u64 + pick % 100)),
-            }
+            list.push(match &**element {
+                ValueKind::Choice(words) => json!(words[pick as usize % words.len()]),
+                ValueKind::Text => json!(format!("{pick}")),
+                _ => json!(lo as u64 + pick % 100),
+            });
             json!(list)
         }
     }

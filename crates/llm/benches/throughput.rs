@@ -1,7 +1,9 @@
-//! Tokens a second of the language model: prefill of 512 tokens and decoding of 64 at batch 1, 8 and 32.
+//! Tokens a second of the language model: prefill of 512 tokens at batch 1 and 8, decoding of 64 at batch 1, 8 and 32.
 //!
-//! `cargo bench -p rallrec-llm`. With `RALLREC_PEER_PYTHON` set to a Python that has torch, transformers and gguf, the
-//! same is measured there right after (`benches/peer.py`), so that both see the same machine.
+//! `cargo bench --workspace --bench throughput [-- PRECISION [WHAT]]`: `auto` (the file's own, the default), `f32`,
+//! `bf16`, `f16` or `int8`; only the measurements whose name contains WHAT. The peers run right after, so that they
+//! see the same machine: transformers in 32 bits where `RALLREC_PEER_PYTHON` is a Python that has torch, transformers
+//! and gguf, and llama.cpp on the same file where `RALLREC_LLAMA_PYTHON` is one that has llama-cpp-python.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program that prints its measurements")]
 
@@ -9,47 +11,79 @@
 mod model;
 
 use rallrec_core::rng::row_rng;
-use rallrec_llm::{GenerateRequest, LanguageModel, Sampling};
-use std::{ops::ControlFlow, process::Command, time::Instant};
+use rallrec_llm::{GenerateRequest, LanguageModel, Precision, Sampling};
+use std::{collections::BTreeMap, ops::ControlFlow, path::Path, process::Command, time::Instant};
 
 const PREFILL: u32 = 512;
 const DECODE: usize = 64;
 const ROUNDS: usize = 3;
+const PEERS: [(&str, &str, &str); 2] = [
+    ("transformers", "RALLREC_PEER_PYTHON", concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peer_transformers.py")),
+    ("llama.cpp", "RALLREC_LLAMA_PYTHON", concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peer_llama_cpp.py")),
+];
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let precision = match arguments.first().map(String::as_str) {
+        None | Some("auto") => Precision::Auto,
+        Some("f32") => Precision::F32,
+        Some("bf16") => Precision::Bf16,
+        Some("f16") => Precision::F16,
+        Some("int8") => Precision::Int8,
+        Some(other) => panic!("precision {other:?} is none of auto, f32, bf16, f16, int8"),
+    };
+    let only = arguments.get(1).map_or("", String::as_str);
     let path = model::path();
     let began = Instant::now();
-    let model = LanguageModel::load(&path, &rallrec_llm::pick_device("auto").unwrap()).unwrap();
-    println!("rallrec: load {:.2} s", began.elapsed().as_secs_f64());
-    let mut ours = Vec::new();
-    for batch in [1, 8] {
-        let prompts: Vec<Vec<u32>> = (0..batch).map(|row| (0..PREFILL).map(|i| 500 + i * 7 + row).collect()).collect();
-        let seconds = best(|| {
-            model.score(&prompts, &[1, 2], 4096, &mut |_| ControlFlow::Continue(())).unwrap();
-        });
-        ours.push((format!("prefill {PREFILL} x {batch}"), f64::from(PREFILL * batch) / seconds));
-    }
-    for batch in [1, 8, 32] {
-        let seconds = best(|| decode(&model, batch, DECODE)) - best(|| decode(&model, batch, 1));
-        ours.push((format!("decode, batch {batch}"), (batch * (DECODE - 1)) as f64 / seconds));
-    }
-    let peer = std::env::var_os("RALLREC_PEER_PYTHON").map(|python| {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peer.py");
-        let output = Command::new(python).arg(script).arg(path).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    });
+    let model = LanguageModel::load(&path, &rallrec_llm::pick_device("auto").unwrap(), precision).unwrap();
+    let (seconds, megabytes) = (began.elapsed().as_secs_f64(), model.weight_bytes() as f64 / 1e6);
+    println!("rallrec, {precision:?}: loaded in {seconds:.2} s, weights {megabytes:.0} MB");
+    let ours = measure(&model, only);
+    let peers: Vec<_> =
+        PEERS.iter().filter_map(|(name, python, script)| Some((name, peer(python, script, &path)?))).collect();
     for (what, speed) in ours {
-        let theirs = peer.as_deref().and_then(|lines| peer_speed(lines, &what));
-        let ratio = theirs.map_or(String::new(), |t| format!("; transformers {t:.1}, ratio {:.2}", speed / t));
-        println!("{what}: {speed:.1} tokens/s{ratio}");
+        let against = |(name, speeds): &(&&str, BTreeMap<String, f64>)| {
+            speeds.get(&what).map(|theirs| format!("; {name} {theirs:.1}, ratio {:.2}", speed / theirs))
+        };
+        let ratios: String = peers.iter().filter_map(against).collect();
+        println!("{what}: {speed:.1} tokens/s{ratios}");
     }
 }
 
-/// The number of a line `transformers: WHAT: NUMBER tokens/s`.
-fn peer_speed(lines: &str, what: &str) -> Option<f64> {
-    let line = lines.lines().find_map(|l| l.strip_prefix("transformers: ")?.strip_prefix(what)?.strip_prefix(": "))?;
-    line.split(' ').next()?.parse().ok()
+/// What was measured, and tokens a second.
+fn measure(model: &LanguageModel, only: &str) -> Vec<(String, f64)> {
+    let mut out = Vec::new();
+    for batch in [1, 8] {
+        let what = format!("prefill {PREFILL} x {batch}");
+        if what.contains(only) {
+            let prompt = |row| (0..PREFILL).map(|i| 500 + i * 7 + row).collect();
+            let prompts: Vec<Vec<u32>> = (0..batch).map(prompt).collect();
+            let seconds = best(|| {
+                model.score(&prompts, &[1, 2], 4096, &mut |_| ControlFlow::Continue(())).unwrap();
+            });
+            out.push((what, f64::from(PREFILL * batch) / seconds));
+        }
+    }
+    for batch in [1, 8, 32] {
+        let what = format!("decode, batch {batch}");
+        if what.contains(only) {
+            let seconds = best(|| decode(model, batch, DECODE)) - best(|| decode(model, batch, 1));
+            out.push((what, (batch * (DECODE - 1)) as f64 / seconds));
+        }
+    }
+    out
+}
+
+/// Runs a peer, which prints lines `WHAT: NUMBER tokens/s`. `None` where its Python is not given.
+fn peer(python: &str, script: &str, model: &Path) -> Option<BTreeMap<String, f64>> {
+    let output = Command::new(std::env::var_os(python)?).arg(script).arg(model).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let speed = |line: &str| {
+        let (what, number) = line.rsplit_once(": ")?;
+        Some((what.to_owned(), number.strip_suffix(" tokens/s")?.parse().ok()?))
+    };
+    Some(lines.lines().filter_map(speed).collect())
 }
 
 /// The shortest of some rounds, in seconds.
@@ -63,7 +97,7 @@ fn best(mut run: impl FnMut()) -> f64 {
 }
 
 fn decode(model: &LanguageModel, batch: usize, max_new_tokens: usize) {
-    let sampling = Sampling { temperature: 0.8, top_p: 0.9, max_new_tokens, stop_tokens: vec![], stop_texts: vec![] };
+    let sampling = Sampling { temperature: 0.8, top_p: 0.9, max_new_tokens, ..Sampling::default() };
     let requests = (0..batch as u32).map(|row| GenerateRequest {
         prompt: (0..32).map(|i| 500 + i * 7 + row * 13).collect(),
         samples: vec![row_rng(1, "bench", u64::from(row), 0)],

@@ -9,7 +9,7 @@
 mod model;
 
 use rallrec_llm::{
-    AdapterSettings, LanguageModel, Target, TuneHooks, TuneProgress, TuneSample, TuneSettings,
+    AdapterSettings, LanguageModel, Precision, Target, TuneHooks, TuneProgress, TuneSample, TuneSettings,
 };
 use std::{ops::ControlFlow, process::Command, time::Instant};
 
@@ -41,7 +41,7 @@ impl TuneHooks for Times {
 
 fn main() {
     let path = model::path();
-    let model = LanguageModel::load(&path, &rallrec_llm::pick_device("auto").unwrap()).unwrap();
+    let model = LanguageModel::load(&path, &rallrec_llm::pick_device("auto").unwrap(), Precision::Auto).unwrap();
     let samples: Vec<TuneSample> = (0..SAMPLES)
         .map(|row| TuneSample {
             id: u64::from(row),

@@ -248,9 +248,16 @@ impl Adapter {
         &self.places
     }
 
-    /// The same adapter with other numbers.
-    pub(crate) fn with_values(&self, values: Vec<f32>) -> Self {
-        Self { values, ..self.clone() }
+    /// The same adapter with other numbers, in the order of [`Self::values`].
+    ///
+    /// # Errors
+    /// [`LlmError::Argument`] for another count of numbers.
+    pub fn with_values(&self, values: Vec<f32>) -> Result<Self, LlmError> {
+        if values.len() == self.values.len() {
+            return Ok(Self { values, ..self.clone() });
+        }
+        let what = format!("an adapter of {} numbers cannot take {}", self.values.len(), values.len());
+        Err(LlmError::Argument(what))
     }
 
     /// Fails unless its matrices fit a model.
@@ -469,8 +476,12 @@ impl LowRanks {
     pub(crate) fn add(&self, layer: usize, product: Product, x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
         let low = self.layers.get(layer).and_then(|products| products[product as usize].as_ref());
         let Some(low) = low else { return y };
-        let device = y.device();
-        Rows::of(y).add(narrow_product(x, low.down.clone()).matmul(low.up.clone())).into_tensor(&device)
+        let (device, [rows, inputs]) = (y.device(), x.dims());
+        // One row alone would take another kernel on the CPU, with another order of summation.
+        let x = if rows == 1 { Tensor::cat(vec![x, Tensor::zeros([1, inputs], &device)], 0) } else { x };
+        let added = narrow_product(x, low.down.clone()).matmul(low.up.clone());
+        let outputs = added.dims()[1];
+        Rows::of(y).add(added.slice([0..rows, 0..outputs])).into_tensor(&device)
     }
 }
 

@@ -7,12 +7,13 @@
 
 use crate::{
     config::ModelConfig,
-    host::{RopeTable, exp, floats, floats_mut, lane_max, lane_sum, matrix, read, vectorized},
+    host::{RopeTable, exp, floats, floats_mut, inverse_root, lane_max, lane_sum, matrix, read, vectorized},
     kv::{KvPool, PAGE, PageId},
 };
 use burn::tensor::Tensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Tokens whose queries one task computes.
 const TASK_TOKENS: usize = 8;
@@ -29,13 +30,25 @@ pub(crate) struct Segment<'a> {
     pub(crate) count: usize,
 }
 
-/// Rotates queries and keys, stores keys and values, and attends: from the projections \[rows, queries + keys +
-/// values\] to \[rows, heads * head width\]. Rows beyond the segments' tokens come out as 0.
+/// What is done to a layer's queries, keys and values before the rotary embedding; empty where the model has none.
+#[derive(Clone)]
+pub(crate) struct HeadWeights {
+    /// Added to queries, keys and values beside one another.
+    pub(crate) bias: Vec<f32>,
+    /// RMSNorm of each query head, \[head width\].
+    pub(crate) query_norm: Vec<f32>,
+    /// RMSNorm of each key head, \[head width\].
+    pub(crate) key_norm: Vec<f32>,
+}
+
+/// Adds biases, normalizes and rotates queries and keys, stores keys and values, and attends: from the projections
+/// \[rows, queries + keys + values\] to \[rows, heads * head width\]. Rows beyond the segments' tokens come out as 0.
 pub(crate) fn attend(
     projections: Tensor<2>,
     segments: &[Segment<'_>],
     layer: usize,
     config: &ModelConfig,
+    heads: &HeadWeights,
     rope: &RopeTable,
     pool: &mut KvPool,
 ) -> Tensor<2> {
@@ -44,7 +57,7 @@ pub(crate) fn attend(
     let mut data = read(projections);
     let tasks = tasks(segments);
     let qkv = floats_mut(&mut data);
-    rotate(qkv, width, &tasks, config, rope);
+    rotate(qkv, width, &tasks, config, heads, rope);
     let (query, kv) = (config.query_width(), config.kv_width());
     let mut row = qkv.chunks_exact(width);
     for segment in segments {
@@ -95,12 +108,50 @@ fn split_rows<'a>(mut rows: &'a mut [f32], tasks: &[Task<'_>], width: usize) -> 
     parts
 }
 
-fn rotate(qkv: &mut [f32], width: usize, tasks: &[Task<'_>], config: &ModelConfig, rope: &RopeTable) {
+fn rotate(
+    qkv: &mut [f32],
+    width: usize,
+    tasks: &[Task<'_>],
+    config: &ModelConfig,
+    heads: &HeadWeights,
+    rope: &RopeTable,
+) {
     split_rows(qkv, tasks, width).into_par_iter().zip(tasks).for_each(|(rows, task)| {
         for (row, position) in rows.chunks_exact_mut(width).zip(task.start..) {
+            for (x, bias) in row.iter_mut().zip(&heads.bias) {
+                *x += bias;
+            }
+            if config.qk_norm {
+                vectorized(NormHeads { row, config, heads });
+            }
             rope.rotate(row, config.heads + config.kv_heads, position);
         }
     });
+}
+
+struct NormHeads<'a> {
+    row: &'a mut [f32],
+    config: &'a ModelConfig,
+    heads: &'a HeadWeights,
+}
+
+impl pulp::NullaryFnOnce for NormHeads<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let width = self.config.head_width;
+        let (queries, keys) = self.row.split_at_mut(self.config.query_width());
+        let keys = &mut keys[..self.config.kv_width()];
+        for (part, weight) in [(queries, &self.heads.query_norm), (keys, &self.heads.key_norm)] {
+            for head in part.chunks_exact_mut(width) {
+                let scale = inverse_root(head, self.config.norm_epsilon);
+                for (x, w) in head.iter_mut().zip(weight) {
+                    *x = *x * scale * w;
+                }
+            }
+        }
+    }
 }
 
 struct Attend<'a> {
@@ -119,6 +170,8 @@ struct Attend<'a> {
 struct Running {
     max: f32,
     sum: f32,
+    /// First position that the row sees.
+    first: usize,
     /// Last position that the row sees.
     position: usize,
 }
@@ -141,11 +194,16 @@ impl WithSimd for Attend<'_> {
                 }
             }
             sums.fill(0.0);
+            // A window of n shows a token itself and the n - 1 before it.
+            let first =
+                |position: usize| (position + 1).saturating_sub(self.config.sliding_window.unwrap_or(usize::MAX));
             let mut running: Vec<Running> = (0..rows)
-                .map(|row| Running { max: f32::NEG_INFINITY, sum: 0.0, position: self.task.start + row / group })
+                .map(|row| self.task.start + row / group)
+                .map(|position| Running { max: f32::NEG_INFINITY, sum: 0.0, first: first(position), position })
                 .collect();
             let last = self.task.start + self.task.count - 1;
-            for (number, &page) in self.task.pages[..=last / PAGE].iter().enumerate() {
+            let unseen = first(self.task.start) / PAGE;
+            for (number, &page) in self.task.pages[..=last / PAGE].iter().enumerate().skip(unseen) {
                 let (keys, values) = self.pool.head(page, self.layer, head);
                 let page = Page { keys, values, first: number * PAGE };
                 for first in (0..rows).step_by(TILE) {
@@ -207,12 +265,13 @@ impl Page<'_> {
         let mut seen = 0;
         for r in 0..R {
             let valid = (running[r].position + 1).saturating_sub(self.first).min(PAGE);
+            let hidden = running[r].first.saturating_sub(self.first).min(PAGE);
             seen = seen.max(valid);
-            if valid == 0 {
+            if hidden >= valid {
                 scores[r] = [0.0; PAGE];
                 continue;
             }
-            let correction = soften(&mut scores[r], valid, &mut running[r]);
+            let correction = soften(&mut scores[r], hidden..valid, &mut running[r]);
             for sum in &mut sums[r * head_width..(r + 1) * head_width] {
                 *sum *= correction;
             }
@@ -239,22 +298,20 @@ impl Page<'_> {
     }
 }
 
-/// Turns the first `valid` scores into exponentials against the running maximum and the others into 0. Returns what
-/// earlier sums are to be multiplied with.
+/// Turns the `valid` scores into exponentials against the running maximum and the others into 0. Returns what earlier
+/// sums are to be multiplied with.
 #[inline(always)]
-fn soften(scores: &mut [f32; PAGE], valid: usize, running: &mut Running) -> f32 {
-    for score in &mut scores[valid..] {
-        *score = f32::NEG_INFINITY;
-    }
+fn soften(scores: &mut [f32; PAGE], valid: Range<usize>, running: &mut Running) -> f32 {
+    scores[..valid.start].fill(f32::NEG_INFINITY);
+    scores[valid.end..].fill(f32::NEG_INFINITY);
     let max = running.max.max(lane_max(*scores));
     let correction = if running.max == f32::NEG_INFINITY { 0.0 } else { exp(running.max - max) };
     // A length that is only known at run time: the compiler makes vectors of this loop instead of unrolling it.
-    for score in &mut scores[..valid] {
+    for score in &mut scores[valid.clone()] {
         *score = exp(*score - max);
     }
-    for score in &mut scores[valid..] {
-        *score = 0.0;
-    }
+    scores[..valid.start].fill(0.0);
+    scores[valid.end..].fill(0.0);
     running.sum = running.sum.mul_add(correction, lane_sum(*scores));
     running.max = max;
     correction

@@ -1,16 +1,25 @@
-//! Samples answers: continuous batching with the prompt's keys and values shared between its samples.
+//! Samples answers: continuous batching in bounded memory, with keys and values shared wherever prompts are equal.
 //!
-//! A request's prompt is computed once; its samples branch off from it. Whenever a sample finishes, the next takes its
-//! place before the next step, so the batch stays full. Draws come from the generator that the caller gives with each
-//! sample; as logits do not depend on the batch (on the CPU to the bit), neither does any text.
+//! A prompt is computed once, from the beginning that it shares with others (see [`crate::prefix`]); its samples branch
+//! off from it. Whenever a sample ends, the next takes its place before the next step, so the batch stays full; the
+//! longest prompts go first. Draws come from the generator that the caller gives with each sample; as logits do not
+//! depend on the batch (on the CPU to the bit), neither does any text.
+//!
+//! Nobody knows how long an answer gets, and reserving the longest would leave most of the memory empty. So a sample
+//! begins when there is room for its first page and for one more page of each sample in progress. When there is no
+//! room for the next step, the samples that began last are paused: their keys and values are given up, and computed
+//! again from their tokens when there is room. The sample that began first always goes on, so every call ends.
 
 use crate::{
     LlmError,
     decoder::{Decoder, Step},
     host::floats,
-    kv::{Keep, KvPool, Sequence},
-    prefill::{Done, OnProgress, Rows, check_prompt, shared_tokens},
-    sampler::next_token,
+    kv::{Keep, KvPool, PAGE, Sequence},
+    memory,
+    prefill::{Done, OnProgress, Rows, check_prompt, not_finite},
+    prefix::PrefixTree,
+    sampler::{Sampler, Sampling},
+    stopping::{StopSearch, cut},
     tokenizer::TextTokenizer,
 };
 use rand_chacha::ChaCha8Rng;
@@ -30,37 +39,40 @@ pub struct GenerateRequest {
     pub samples: Vec<ChaCha8Rng>,
 }
 
-/// How tokens are drawn and when an answer ends.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0 takes the most probable token.
-    pub temperature: f32,
-    /// Draws from the smallest set of tokens with this probability; 1 for all.
-    pub top_p: f32,
-    /// Tokens of an answer at most.
-    pub max_new_tokens: usize,
-    /// Tokens that end an answer. They are in `tokens`, not in `text`.
-    pub stop_tokens: Vec<u32>,
-    /// Texts that end an answer. They are cut from `text`, and what came after them.
-    pub stop_texts: Vec<String>,
+/// How many samples are in progress at once. It bounds memory and speed, and changes no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// Samples at most.
+    pub samples: usize,
+    /// Bytes for keys and values; a quarter of the free memory if `None`. Exceeded only while a single sample is in
+    /// progress, if it needs more beside its prompt and what other prompts begin with.
+    pub kv_bytes: Option<u64>,
 }
 
-impl Sampling {
-    fn check(&self) -> Result<(), LlmError> {
-        let wrong = |what: String| Err(LlmError::Argument(what));
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return wrong(format!("temperature is {}; it must be 0 or more", self.temperature));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong(format!("top_p is {}; it must be above 0 and at most 1", self.top_p));
-        }
-        if self.max_new_tokens == 0 {
-            return wrong("max_new_tokens is 0; it must be 1 or more".into());
-        }
-        if self.stop_texts.iter().any(String::is_empty) {
-            return wrong("a stop text is empty".into());
-        }
-        Ok(())
+impl From<usize> for Slots {
+    /// So many samples, in the memory that there is.
+    fn from(samples: usize) -> Self {
+        Self { samples, kv_bytes: None }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// One of the stop tokens was drawn.
+    StopToken,
+    /// The text has one of the stop texts.
+    StopText,
+    /// It has `max_new_tokens`.
+    Length,
+    /// Prompt and answer fill the model's context.
+    Context,
+}
+
+impl Finish {
+    /// Whether the model ended the answer, and no limit cut it off.
+    pub fn is_natural(self) -> bool {
+        matches!(self, Self::StopToken | Self::StopText)
     }
 }
 
@@ -71,10 +83,20 @@ pub struct Generation {
     pub text: String,
     /// The tokens drawn, the one that ended the answer included.
     pub tokens: Vec<u32>,
+    /// Each token's log-probability, see [`crate::sampler::Drawn`].
+    pub log_probabilities: Vec<f32>,
     /// Wall-clock seconds from the first token's draw to the last's, beside the batch's other samples.
     pub seconds: f32,
-    /// Whether it ended by itself; `false` when `max_new_tokens` or the context cut it off.
-    pub finished: bool,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+impl Generation {
+    /// Mean of the tokens' log-probabilities.
+    pub fn mean_log_probability(&self) -> f32 {
+        let sum: f64 = self.log_probabilities.iter().copied().map(f64::from).sum();
+        (sum / self.log_probabilities.len() as f64) as f32
+    }
 }
 
 /// See [`crate::LanguageModel::generate`].
@@ -83,14 +105,15 @@ pub(crate) fn generate(
     tokenizer: &TextTokenizer,
     requests: Vec<GenerateRequest>,
     sampling: &Sampling,
-    batch_size: usize,
+    slots: Slots,
     on_progress: OnProgress<'_>,
 ) -> Result<Rows<Vec<Generation>>, LlmError> {
     sampling.check()?;
-    if batch_size == 0 {
+    if slots.samples == 0 {
         return Err(LlmError::Argument("batch_size is 0; it must be 1 or more".into()));
     }
-    let mut engine = Engine::new(decoder, tokenizer, requests, sampling, batch_size);
+    let rules = Rules { tokenizer, sampling, context: decoder.config.context };
+    let mut engine = Engine::new(decoder, rules, requests, slots);
     loop {
         engine.refill()?;
         if engine.slots.is_empty() {
@@ -106,25 +129,33 @@ pub(crate) fn generate(
     Ok(engine.results())
 }
 
-/// A sample in progress.
+/// How tokens are drawn and when answers end.
+#[derive(Clone, Copy)]
+struct Rules<'a> {
+    tokenizer: &'a TextTokenizer,
+    sampling: &'a Sampling,
+    context: usize,
+}
+
+/// A sample in progress, or paused.
 struct Slot {
     row: usize,
     sample: usize,
     rng: ChaCha8Rng,
+    /// Prompt and answer but for the last token drawn; nothing while it is paused.
     sequence: Sequence,
     tokens: Vec<u32>,
+    log_probabilities: Vec<f32>,
+    stop: StopSearch,
     started: Instant,
-    /// The last drawing: whether the answer goes on.
     state: SlotState,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum SlotState {
     Running,
-    Ended {
-        finished: bool,
-    },
-    /// No logit was finite.
+    Ended(Finish),
+    /// A logit was not a finite number.
     Broken,
 }
 
@@ -133,127 +164,181 @@ struct Ready {
     row: usize,
     sequence: Sequence,
     logits: Vec<f32>,
-    samples: VecDeque<(usize, ChaCha8Rng)>,
 }
 
 struct Engine<'a> {
     decoder: &'a Decoder,
-    tokenizer: &'a TextTokenizer,
-    sampling: &'a Sampling,
+    rules: Rules<'a>,
     batch_size: usize,
+    /// Pages of the cache that may be used.
+    max_pages: usize,
+    /// Tokens of a forward pass over prompts.
+    prefill_tokens: usize,
     pool: KvPool,
-    /// What all prompts begin with.
-    base: Sequence,
-    waiting: VecDeque<(usize, GenerateRequest)>,
+    prompts: Vec<Vec<u32>>,
+    /// Of each row, the samples that have not begun.
+    unbegun: Vec<VecDeque<(usize, ChaCha8Rng)>>,
+    tree: PrefixTree,
     ready: VecDeque<Ready>,
+    /// The one that began first goes on first: it is the last.
+    paused: Vec<Slot>,
+    /// In the order in which they began or went on.
     slots: Vec<Slot>,
+    sampler: Sampler,
     answers: Vec<Vec<Option<Generation>>>,
     errors: Vec<Option<LlmError>>,
-    tokens: u64,
+    /// But for `rows`, which is counted when it is asked for.
+    done: Done,
 }
 
 impl<'a> Engine<'a> {
-    fn new(
-        decoder: &'a Decoder,
-        tokenizer: &'a TextTokenizer,
-        requests: Vec<GenerateRequest>,
-        sampling: &'a Sampling,
-        batch_size: usize,
-    ) -> Self {
-        let mut errors = Vec::with_capacity(requests.len());
+    fn new(decoder: &'a Decoder, rules: Rules<'a>, requests: Vec<GenerateRequest>, slots: Slots) -> Self {
         let answers = requests.iter().map(|request| vec![None; request.samples.len()]).collect();
-        let mut waiting = VecDeque::new();
-        for (row, request) in requests.into_iter().enumerate() {
-            errors.push(check_prompt(decoder, row, &request.prompt).err());
-            if errors[row].is_none() && !request.samples.is_empty() {
-                waiting.push_back((row, request));
-            }
-        }
-        let mut pool = KvPool::new(&decoder.config);
-        let mut base = Sequence::new(Keep::AllLayers);
-        let shared = shared_tokens(waiting.iter().map(|(_, request)| request.prompt.as_slice()));
-        if shared > 0 {
-            let tokens = &waiting[0].1.prompt[..shared];
-            let mut steps = [Step { sequence: &mut base, tokens }];
-            let _ = decoder.forward(&mut pool, &mut steps);
-        }
+        let (prompts, unbegun): (Vec<_>, Vec<VecDeque<_>>) = requests
+            .into_iter()
+            .map(|request| (request.prompt, request.samples.into_iter().enumerate().collect()))
+            .unzip();
+        let errors: Vec<_> =
+            prompts.iter().enumerate().map(|(row, prompt)| check_prompt(decoder, row, prompt).err()).collect();
+        let good = (0..prompts.len()).filter(|&row| errors[row].is_none() && !unbegun[row].is_empty());
+        let pool = KvPool::new(&decoder.config);
+        let bytes = slots.kv_bytes.unwrap_or_else(memory::default_bytes);
         Self {
+            batch_size: slots.samples,
+            max_pages: memory::pages_that_fit(&pool, bytes),
+            prefill_tokens: memory::tokens_that_fit(&decoder.config, PREFILL_TOKENS, memory::default_bytes()),
+            tree: PrefixTree::new(&prompts, good.collect()),
             decoder,
-            tokenizer,
-            sampling,
-            batch_size,
+            rules,
             pool,
-            base,
-            waiting,
+            prompts,
+            unbegun,
             ready: VecDeque::new(),
+            paused: Vec::new(),
             slots: Vec::new(),
+            sampler: Sampler::default(),
             answers,
             errors,
-            tokens: shared as u64,
+            done: Done::default(),
         }
     }
 
-    /// Begins samples until all slots are taken or none are left.
+    /// Begins samples until all slots are taken, there is no room, or none are left.
     fn refill(&mut self) -> Result<(), LlmError> {
         while self.slots.len() < self.batch_size {
-            let Some(mut ready) = self.ready.pop_front() else {
-                if self.waiting.is_empty() {
+            if let Some(slot) = self.paused.last() {
+                let tokens = self.prompts[slot.row].len() + slot.tokens.len();
+                if !self.has_room(tokens.div_ceil(PAGE)) {
                     return Ok(());
                 }
-                self.prefill();
-                continue;
-            };
-            let Some((sample, rng)) = ready.samples.pop_front() else {
-                self.pool.release(ready.sequence);
-                continue;
-            };
-            let sequence = self.pool.fork(&ready.sequence, Keep::AllLayers);
-            let (tokens, started, state) = (Vec::new(), Instant::now(), SlotState::Running);
-            let mut slot = Slot { row: ready.row, sample, rng, sequence, tokens, started, state };
-            slot.draw(&ready.logits, self.sampling, self.tokenizer, self.decoder.config.context)?;
-            self.tokens += 1;
-            self.ready.push_front(ready);
-            if slot.state == SlotState::Running { self.slots.push(slot) } else { self.end(slot)? }
+                self.go_on();
+            } else if let Some(ready) = self.ready.front() {
+                let (row, broken) = (ready.row, self.errors[ready.row].is_some());
+                let Some((sample, rng)) = self.unbegun[row].pop_front().filter(|_| !broken) else {
+                    self.ready.pop_front().into_iter().for_each(|ready| self.pool.release(ready.sequence));
+                    continue;
+                };
+                if !self.has_room(1) {
+                    self.unbegun[row].push_front((sample, rng));
+                    return Ok(());
+                }
+                self.begin(sample, rng)?;
+            } else if !self.prefill() {
+                return Ok(());
+            }
         }
         Ok(())
     }
 
-    /// Computes the next prompts: enough samples to fill the free slots, within the token budget.
-    fn prefill(&mut self) {
-        let free = self.batch_size - self.slots.len();
-        let shared = self.base.len();
-        let (mut requests, mut samples, mut tokens) = (Vec::new(), 0, 0);
-        while let Some((_, next)) = self.waiting.front() {
-            tokens += next.prompt.len() - shared;
-            if !requests.is_empty() && (samples >= free || tokens > PREFILL_TOKENS) {
-                break;
+    /// Whether so many more pages leave one for each sample in progress and the next. Always, when none is.
+    fn has_room(&self, pages: usize) -> bool {
+        self.slots.is_empty() || self.pool.used() + pages + self.slots.len() + 1 <= self.max_pages
+    }
+
+    /// Begins the next sample of the first ready prompt.
+    fn begin(&mut self, sample: usize, rng: ChaCha8Rng) -> Result<(), LlmError> {
+        let ready = self.ready.pop_front().expect("the caller has seen it");
+        let row = ready.row;
+        let mut slot = Slot {
+            row,
+            sample,
+            rng,
+            sequence: Sequence::new(Keep::AllLayers),
+            tokens: Vec::new(),
+            log_probabilities: Vec::new(),
+            stop: StopSearch::default(),
+            started: Instant::now(),
+            state: SlotState::Running,
+        };
+        let length = ready.sequence.len();
+        slot.draw(&ready.logits, length, &self.prompts[row], self.rules, &mut self.sampler)?;
+        self.done.tokens += 1;
+        self.done.answer_tokens += 1;
+        // The last sample takes the prompt's own cache.
+        if self.unbegun[row].is_empty() {
+            slot.sequence = ready.sequence;
+        } else {
+            if slot.state == SlotState::Running {
+                slot.sequence = self.pool.fork(&ready.sequence, Keep::AllLayers);
             }
-            samples += next.samples.len();
-            requests.extend(self.waiting.pop_front());
+            self.ready.push_front(ready);
         }
-        let mut sequences: Vec<Sequence> =
-            requests.iter().map(|_| self.pool.fork(&self.base, Keep::AllLayers)).collect();
-        let mut last_rows = Vec::new();
-        let mut end = 0;
-        let mut steps = Vec::new();
-        for (sequence, (_, request)) in sequences.iter_mut().zip(&requests) {
-            let own = &request.prompt[shared..];
-            end += own.len();
-            last_rows.push(end - 1);
-            steps.push(Step { sequence, tokens: own });
+        if slot.state == SlotState::Running {
+            self.slots.push(slot)
+        } else {
+            self.end(slot)?
         }
-        let x = self.decoder.forward(&mut self.pool, &mut steps);
-        self.tokens += end as u64;
-        let logits = self.decoder.logits(&self.decoder.finish(x, &last_rows));
-        let logits = floats(&logits).chunks_exact(self.decoder.config.vocabulary);
-        for (((row, request), sequence), logits) in requests.into_iter().zip(sequences).zip(logits) {
-            let samples = request.samples.into_iter().enumerate().collect();
-            self.ready.push_back(Ready { row, sequence, logits: logits.to_vec(), samples });
+        Ok(())
+    }
+
+    /// Computes the next prompts: enough samples to fill the free slots, within the token budget and the memory.
+    /// Returns whether there was something to compute and room for it.
+    fn prefill(&mut self) -> bool {
+        let free = self.batch_size - self.slots.len();
+        let (mut samples, mut tokens, mut pages) = (0, 0, 0);
+        let (slots, used) = (self.slots.len(), self.pool.used());
+        let (unbegun, max_tokens, max_pages) = (&self.unbegun, self.prefill_tokens, self.max_pages);
+        let units = self.tree.take(|unit| {
+            let first = tokens == 0;
+            let enough = samples >= free;
+            tokens += unit.tokens.len();
+            pages += unit.pages();
+            samples += if unit.is_shared() { 0 } else { unbegun[unit.row].len() };
+            // As in `has_room`, for all samples that can begin with these: no prompt waits in memory for others' ends.
+            let room = used + pages + slots + 2 * samples.clamp(1, free) <= max_pages;
+            if first { slots == 0 || room } else { !enough && tokens <= max_tokens && room }
+        });
+        if units.is_empty() {
+            return false;
         }
+        for unit in units.iter().map(|&unit| self.tree.unit(unit)) {
+            self.done.tokens += unit.tokens.len() as u64;
+            if unit.is_shared() {
+                self.done.shared_tokens += (unit.tokens.len() * (unit.prompts - 1)) as u64;
+            } else {
+                self.done.prompt_tokens += self.prompts[unit.row].len() as u64;
+            }
+        }
+        let mut logits = Vec::new();
+        let (decoder, how) = (self.decoder, (Keep::AllLayers, self.prefill_tokens));
+        let sequences = self.tree.compute(decoder, &mut self.pool, &self.prompts, &units, how, |tree, x, spans| {
+            let ends = spans.iter().filter(|span| span.complete && !tree.unit(span.unit).is_shared());
+            let last: Vec<usize> = ends.map(|span| span.rows.end - 1).collect();
+            if !last.is_empty() {
+                let all = decoder.logits(&decoder.finish(x, &last));
+                let all = floats(&all).chunks_exact(decoder.config.vocabulary);
+                logits.extend(all.take(last.len()).map(<[f32]>::to_vec));
+            }
+        });
+        let rests = units.iter().map(|&unit| self.tree.unit(unit)).filter(|unit| !unit.is_shared());
+        let computed = rests.zip(sequences).zip(logits);
+        self.ready.extend(computed.map(|((unit, sequence), logits)| Ready { row: unit.row, sequence, logits }));
+        true
     }
 
     /// One more token for every slot; ended samples leave.
     fn step(&mut self) -> Result<(), LlmError> {
+        self.pause_what_has_no_room();
         let mut steps: Vec<Step<'_>> = self
             .slots
             .iter_mut()
@@ -262,31 +347,65 @@ impl<'a> Engine<'a> {
         let x = self.decoder.forward(&mut self.pool, &mut steps);
         let rows: Vec<usize> = (0..self.slots.len()).collect();
         let logits = self.decoder.logits(&self.decoder.finish(x, &rows));
-        let (vocabulary, context) = (self.decoder.config.vocabulary, self.decoder.config.context);
-        let logits = floats(&logits).par_chunks_exact(vocabulary);
-        let (sampling, tokenizer) = (self.sampling, self.tokenizer);
-        let slots = self.slots.par_iter_mut();
-        slots.zip(logits).try_for_each(|(slot, logits)| slot.draw(logits, sampling, tokenizer, context))?;
-        self.tokens += self.slots.len() as u64;
+        let logits = floats(&logits).par_chunks_exact(self.decoder.config.vocabulary);
+        let (rules, prompts) = (self.rules, &self.prompts);
+        self.slots.par_iter_mut().zip(logits).try_for_each_init(Sampler::default, |sampler, (slot, logits)| {
+            slot.draw(logits, slot.sequence.len(), &prompts[slot.row], rules, sampler)
+        })?;
+        self.done.tokens += self.slots.len() as u64;
+        self.done.answer_tokens += self.slots.len() as u64;
         for slot in self.slots.extract_if(.., |slot| slot.state != SlotState::Running).collect::<Vec<_>>() {
             self.end(slot)?;
         }
         Ok(())
     }
 
+    /// Makes room for the pages that the next step begins.
+    fn pause_what_has_no_room(&mut self) {
+        loop {
+            let begins_page = |slot: &&Slot| slot.sequence.len().is_multiple_of(PAGE);
+            let new_pages = self.slots.iter().filter(begins_page).count();
+            if self.slots.len() <= 1 || self.pool.used() + new_pages <= self.max_pages {
+                return;
+            }
+            let Some(mut slot) = self.slots.pop() else { return };
+            self.pool.release(std::mem::replace(&mut slot.sequence, Sequence::new(Keep::AllLayers)));
+            tracing::debug!(row = slot.row, sample = slot.sample, tokens = slot.tokens.len(), "paused: memory is full");
+            self.paused.push(slot);
+        }
+    }
+
+    /// Computes a paused sample's tokens again and lets it go on.
+    fn go_on(&mut self) {
+        let Some(mut slot) = self.paused.pop() else { return };
+        if let Some(ready) = self.ready.iter().find(|ready| ready.row == slot.row) {
+            slot.sequence = self.pool.fork(&ready.sequence, Keep::AllLayers);
+        }
+        let drawn = slot.tokens.len() - 1;
+        let tokens = [&self.prompts[slot.row], &slot.tokens[..drawn]].concat();
+        let missing = &tokens[slot.sequence.len()..];
+        for tokens in missing.chunks(self.prefill_tokens) {
+            let _ = self.decoder.forward(&mut self.pool, &mut [Step { sequence: &mut slot.sequence, tokens }]);
+        }
+        self.done.tokens += missing.len() as u64;
+        self.slots.push(slot);
+    }
+
     fn end(&mut self, slot: Slot) -> Result<(), LlmError> {
         self.pool.release(slot.sequence);
-        let finished = match slot.state {
-            SlotState::Ended { finished } => finished,
-            SlotState::Running | SlotState::Broken => {
-                let what = "no logit is a finite number: the model file is damaged or of another precision".into();
-                self.errors[slot.row] = Some(LlmError::Prompt { row: slot.row, what });
-                return Ok(());
-            }
+        let SlotState::Ended(finish) = slot.state else {
+            self.errors[slot.row] = Some(not_finite(slot.row));
+            return Ok(());
         };
-        let text = answer_text(&slot.tokens, self.sampling, self.tokenizer)?;
-        let seconds = slot.started.elapsed().as_secs_f32();
-        self.answers[slot.row][slot.sample] = Some(Generation { text, tokens: slot.tokens, seconds, finished });
+        let (sampling, tokens) = (self.rules.sampling, slot.tokens);
+        let said = &tokens[..tokens.len() - usize::from(finish == Finish::StopToken)];
+        self.answers[slot.row][slot.sample] = Some(Generation {
+            text: cut(self.rules.tokenizer.decode(said)?, &sampling.stop_texts),
+            tokens,
+            log_probabilities: slot.log_probabilities,
+            seconds: slot.started.elapsed().as_secs_f32(),
+            finish,
+        });
         Ok(())
     }
 
@@ -295,7 +414,7 @@ impl<'a> Engine<'a> {
             error.is_some() || answers.iter().all(Option::is_some)
         };
         let rows = self.answers.iter().zip(&self.errors).filter(|&row| ended(row)).count();
-        Done { rows, tokens: self.tokens }
+        Done { rows, ..self.done }
     }
 
     fn results(self) -> Rows<Vec<Generation>> {
@@ -308,43 +427,35 @@ impl<'a> Engine<'a> {
 }
 
 impl Slot {
-    /// Draws the next token and says whether the answer ends with it.
+    /// Draws the next token and says whether the answer ends with it. `length` tokens are computed.
     fn draw(
         &mut self,
         logits: &[f32],
-        sampling: &Sampling,
-        tokenizer: &TextTokenizer,
-        context: usize,
+        length: usize,
+        prompt: &[u32],
+        rules: Rules<'_>,
+        sampler: &mut Sampler,
     ) -> Result<(), LlmError> {
-        let Some(token) = next_token(logits, sampling.temperature, sampling.top_p, &mut self.rng) else {
+        let Rules { tokenizer, sampling, context } = rules;
+        let Some(drawn) = sampler.draw(logits, sampling, prompt.iter().chain(&self.tokens), &mut self.rng) else {
             self.state = SlotState::Broken;
             return Ok(());
         };
-        self.tokens.push(token);
-        // The token just drawn takes one more position when it is computed.
-        let full = self.tokens.len() >= sampling.max_new_tokens || self.sequence.len() >= context;
-        if sampling.stop_tokens.contains(&token) || ends_with_stop_text(&self.tokens, sampling, tokenizer)? {
-            self.state = SlotState::Ended { finished: true };
-        } else if full {
-            self.state = SlotState::Ended { finished: false };
+        self.tokens.push(drawn.token);
+        self.log_probabilities.push(drawn.log_probability);
+        if sampling.stop_tokens.contains(&drawn.token) {
+            self.state = SlotState::Ended(Finish::StopToken);
+        } else if self.stop.found(&self.tokens, &sampling.stop_texts, tokenizer)? {
+            self.state = SlotState::Ended(Finish::StopText);
+        } else if self.tokens.len() >= sampling.max_new_tokens {
+            self.state = SlotState::Ended(Finish::Length);
+        } else if length >= context {
+            // The token just drawn would take one more position when it is computed.
+            self.state = SlotState::Ended(Finish::Context);
         }
         Ok(())
     }
 }
 
-/// Whether one of the last tokens completed a stop text.
-fn ends_with_stop_text(tokens: &[u32], sampling: &Sampling, tokenizer: &TextTokenizer) -> Result<bool, LlmError> {
-    let Some(longest) = sampling.stop_texts.iter().map(String::len).max() else { return Ok(false) };
-    // A token is at least one byte, so a stop text lies within as many tokens as it has bytes.
-    let tail = tokenizer.decode(&tokens[tokens.len().saturating_sub(longest)..])?;
-    Ok(sampling.stop_texts.iter().any(|stop| tail.contains(stop.as_str())))
-}
-
-fn answer_text(tokens: &[u32], sampling: &Sampling, tokenizer: &TextTokenizer) -> Result<String, LlmError> {
-    let stopped = tokens.last().is_some_and(|last| sampling.stop_tokens.contains(last));
-    let mut text = tokenizer.decode(&tokens[..tokens.len() - usize::from(stopped)])?;
-    if let Some(at) = sampling.stop_texts.iter().filter_map(|stop| text.find(stop.as_str())).min() {
-        text.truncate(at);
-    }
-    Ok(text)
-}
+#[cfg(test)]
+mod tests;

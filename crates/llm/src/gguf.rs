@@ -152,6 +152,42 @@ impl GgufFile {
         self.tensors.get(name)
     }
 
+    /// A tensor's bytes in the mapped file.
+    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
+        &self.bytes[tensor.span.0..tensor.span.1]
+    }
+
+    /// A list of numbers, if the key is there.
+    ///
+    /// # Errors
+    /// [`LlmError::File`] when the value is of another type.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, LlmError> {
+        let number = |item: &Value| match item {
+            Value::Unsigned(number) => Some(*number as f64),
+            Value::Signed(number) => Some(*number as f64),
+            Value::Float(number) => Some(*number),
+            _ => None,
+        };
+        let numbers = match self.get(key) {
+            None => return Ok(None),
+            Some(Value::Array(items)) => items.iter().map(number).collect::<Option<Vec<_>>>(),
+            Some(_) => None,
+        };
+        numbers.map(Some).ok_or_else(|| self.error(format!("metadata {key} is not a list of numbers")))
+    }
+
+    /// A truth value, if the key is there.
+    ///
+    /// # Errors
+    /// [`LlmError::File`] when the value is of another type.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, LlmError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(_) => Err(self.error(format!("metadata {key} is not a truth value"))),
+        }
+    }
+
     /// A tensor's values as 32-bit floats, rows one after another.
     ///
     /// # Errors
@@ -162,7 +198,7 @@ impl GgufFile {
             return Err(self.error(format!("tensor {name} has shape {:?}, not {shape:?}", info.shape)));
         }
         let mut values = vec![0.0; shape.iter().product()];
-        dequantize(info.format, &self.bytes[info.span.0..info.span.1], &mut values);
+        dequantize(info.format, self.bytes(info), &mut values);
         Ok(values)
     }
 }
@@ -334,7 +370,9 @@ impl<'a> Cursor<'a> {
         shape.reverse();
         let number = self.u32()?;
         let format = Format::of_ggml_type(number).ok_or_else(|| {
-            format!("tensor {name} has GGML type {number}; F32, F16, Q4_0, Q4_1 and Q8_0 are supported")
+            format!(
+                "tensor {name} has GGML type {number}; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K are supported"
+            )
         })?;
         Ok((name, shape, format, self.u64()?))
     }

@@ -144,22 +144,28 @@ impl pulp::NullaryFnOnce for AddNorm<'_> {
         }
         let width = self.weight.len();
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let mut squares = [0.0; PAGE_LANES];
-            let chunks = x.chunks_exact(PAGE_LANES);
-            for (square, &v) in squares.iter_mut().zip(chunks.remainder()) {
-                *square = v * v;
-            }
-            for chunk in chunks {
-                for (square, &v) in squares.iter_mut().zip(chunk) {
-                    *square = v.mul_add(v, *square);
-                }
-            }
-            let scale = 1.0 / (lane_sum(squares) / width as f32 + self.epsilon).sqrt();
+            let scale = inverse_root(x, self.epsilon);
             for ((out, &x), &w) in out.iter_mut().zip(x).zip(self.weight) {
                 *out = x * scale * w;
             }
         }
     }
+}
+
+/// 1 / sqrt(mean(x^2) + epsilon).
+#[inline(always)]
+pub(crate) fn inverse_root(x: &[f32], epsilon: f32) -> f32 {
+    let mut squares = [0.0; PAGE_LANES];
+    let chunks = x.chunks_exact(PAGE_LANES);
+    for (square, &v) in squares.iter_mut().zip(chunks.remainder()) {
+        *square = v * v;
+    }
+    for chunk in chunks {
+        for (square, &v) in squares.iter_mut().zip(chunk) {
+            *square = v.mul_add(v, *square);
+        }
+    }
+    1.0 / (lane_sum(squares) / x.len() as f32 + epsilon).sqrt()
 }
 
 /// silu(gate) * up, from \[rows, 2 width\] with the gates in the first half of each row to \[rows, width\].
@@ -203,15 +209,10 @@ pub(crate) struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles `position / base^(2 i / head_width)`, each frequency divided by its factor where the model has some.
-    /// Computed in 32 bits, as transformers does: with long contexts the rounding of the angles is visible.
-    pub(crate) fn new(base: f32, head_width: usize, context: usize, factors: Option<&[f32]>) -> Self {
-        let half = head_width / 2;
-        let frequency = |i: usize| {
-            let plain = 1.0 / base.powf((2 * i) as f32 / head_width as f32);
-            plain / factors.map_or(1.0, |factors| factors[i])
-        };
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+    /// Angles `position * frequency`. Computed in 32 bits, as transformers does: with long contexts the rounding of the
+    /// angles is visible.
+    pub(crate) fn new(frequencies: &[f32], context: usize) -> Self {
+        let half = frequencies.len();
         let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         Self { cos, sin, half }
@@ -278,7 +279,7 @@ mod tests {
 
     #[test]
     fn rope_turns_by_the_position() {
-        let table = RopeTable::new(100.0, 4, 3, None);
+        let table = RopeTable::new(&[1.0, 0.1], 3);
         let mut row = [1.0, 0.0, 0.0, 1.0, 7.0, 7.0, 7.0, 7.0];
         table.rotate(&mut row, 1, 2);
         let want = [2.0_f32.cos(), -0.2_f32.sin(), 2.0_f32.sin(), 0.2_f32.cos(), 7.0, 7.0, 7.0, 7.0];

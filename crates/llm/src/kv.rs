@@ -165,9 +165,13 @@ impl KvPool {
         (&data[start..start + size], &data[values..values + size])
     }
 
+    /// Bytes of a page of all layers.
+    pub(crate) fn page_bytes(&self) -> u64 {
+        (self.layers * self.layer_floats() * size_of::<f32>()) as u64
+    }
+
     /// Pages that some sequence uses.
-    #[cfg(test)]
-    fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.pages.len() - self.free.len() - self.free_single.len()
     }
 }

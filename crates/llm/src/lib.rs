@@ -5,35 +5,52 @@
 //! It knows nothing of stages, tables or stores, and it does not serve requests one by one.
 //!
 //! ```text
-//! gguf -> quants          files                 tokenizer, chat     text to tokens and back
-//!   `-> config, decoder   weights, forward      sampler             logits to a token
-//!         |- host         loops on the CPU      prefill             embed, score
-//!         `- attention -> kv                    generate            continuous batching
+//! gguf, folder -> shards    files               vocabulary, tokenizer, chat   text to tokens and back
+//!   `-> checkpoint          weights by name     sampler, stopping             logits to a token; when an answer ends
+//!         `-> config, decoder                   prefix, memory                what is shared, how much fits
+//!               |- matrix   weights, products   prefill                       embed, score
+//!               |- host     loops on the CPU    generate                      continuous batching
+//!               `- attention -> kv
 //! ```
 
 pub mod adapter;
 mod attention;
 pub mod chat;
+mod checkpoint;
 pub mod config;
 mod decoder;
 pub mod device;
 mod error;
+mod folder;
 pub mod generate;
 pub mod gguf;
 mod host;
 mod kv;
+mod matrix;
+mod memory;
 pub mod model;
 pub mod prefill;
+mod prefix;
 pub mod quants;
 pub mod sampler;
+mod shards;
+mod stopping;
 pub mod tokenizer;
 pub mod tune;
+mod vocabulary;
+
+#[cfg(test)]
+#[path = "../tests/tiny/mod.rs"]
+mod tiny;
 
 pub use adapter::{Adapter, AdapterSettings, Target};
 pub use chat::Message;
+pub use checkpoint::SamplingDefaults;
 pub use device::pick_device;
 pub use error::LlmError;
-pub use generate::{GenerateRequest, Generation, Sampling};
+pub use generate::{Finish, GenerateRequest, Generation, Slots};
+pub use matrix::Precision;
 pub use model::LanguageModel;
-pub use prefill::{Done, OnProgress, Pooling, Rows};
+pub use prefill::{Done, OnProgress, Pooling, Rows, TokenBudget};
+pub use sampler::Sampling;
 pub use tune::{StepRecord, TuneHooks, TuneProgress, TuneSample, TuneSettings, Tuned};

@@ -1,16 +1,18 @@
-//! A language model ready to use: weights, tokenizer and chat template of one file on one device.
+//! A language model ready to use: weights, tokenizer and chat template of one file or folder on one device.
 
 use crate::{
     LlmError,
     adapter::Adapter,
     chat::{ChatTemplate, Message},
+    checkpoint::{ModelFiles, SamplingDefaults},
     config::ModelConfig,
     decoder::{Decoder, Step},
-    generate::{self, GenerateRequest, Generation, Sampling},
-    gguf::GgufFile,
+    generate::{self, GenerateRequest, Generation, Slots},
     host::floats,
     kv::{Keep, KvPool, Sequence},
-    prefill::{self, OnProgress, Pooling, Rows},
+    matrix::Precision,
+    prefill::{self, OnProgress, Pooling, Rows, TokenBudget},
+    sampler::Sampling,
     tokenizer::TextTokenizer,
 };
 use burn::tensor::Device;
@@ -19,12 +21,13 @@ use std::{path::Path, sync::Arc};
 /// A Llama-family model. It does not change once loaded: share it between threads.
 ///
 /// On the CPU every result is a function of its own prompt (and generator) alone, to the bit: not of the other prompts
-/// of the call, their order, `batch_tokens`, or `batch_size`. That holds for one build on one kind of processor;
-/// processors with other vector widths differ in the last bits, as do other devices.
+/// of the call, their order, what they share, [`TokenBudget`], or [`Slots`]. That holds for one build on one kind of
+/// processor; processors with other vector widths differ in the last bits, as do other devices.
 pub struct LanguageModel {
     pub(crate) decoder: Decoder,
     tokenizer: Arc<TextTokenizer>,
     template: Arc<Option<ChatTemplate>>,
+    defaults: SamplingDefaults,
 }
 
 /// What the model makes of a prompt up to one position.
@@ -37,21 +40,15 @@ pub struct Position {
 }
 
 impl LanguageModel {
-    /// Reads a GGUF file and puts its weights, as 32-bit floats, on a device.
+    /// Reads a GGUF file or a Hugging Face folder and puts its weights on a device, each matrix in the given precision.
     ///
     /// # Errors
-    /// [`LlmError::Read`] or [`LlmError::File`] when the file cannot be read or is not supported.
-    pub fn load(path: &Path, device: &Device) -> Result<Self, LlmError> {
-        let file = GgufFile::open(path)?;
-        let tokenizer = TextTokenizer::from_gguf(&file)?;
-        let text = |token: Option<u32>| token.and_then(|token| tokenizer.token_text(token)).unwrap_or_default();
-        let template = match file.text("tokenizer.chat_template")? {
-            Some(source) => Some(ChatTemplate::new(source, text(tokenizer.begin()), text(tokenizer.end()))?),
-            None => None,
-        };
-        let decoder = Decoder::load(&file, device)?;
+    /// [`LlmError::Read`] or [`LlmError::File`] when the files cannot be read or are not supported.
+    pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Self, LlmError> {
+        let ModelFiles { weights, tokenizer, template, defaults } = ModelFiles::open(path)?;
+        let decoder = Decoder::load(&*weights, device, precision)?;
         tracing::debug!(path = %path.display(), config = ?decoder.config, "language model loaded");
-        Ok(Self { decoder, tokenizer: Arc::new(tokenizer), template: Arc::new(template) })
+        Ok(Self { decoder, tokenizer: Arc::new(tokenizer), template: Arc::new(template), defaults })
     }
 
     /// The same model with an adapter, in place of the one that it may have. The weights are shared, not copied.
@@ -60,12 +57,23 @@ impl LanguageModel {
     /// [`LlmError::Adapter`] when the adapter was made for a model of another shape; it names the tensor.
     pub fn with_adapter(&self, adapter: &Adapter) -> Result<Self, LlmError> {
         let decoder = self.decoder.with_adapter(adapter)?;
-        Ok(Self { decoder, tokenizer: self.tokenizer.clone(), template: self.template.clone() })
+        let (tokenizer, template) = (self.tokenizer.clone(), self.template.clone());
+        Ok(Self { decoder, tokenizer, template, defaults: self.defaults })
+    }
+
+    /// The sampling that the model's makers recommend, where its files say so.
+    pub fn sampling_defaults(&self) -> SamplingDefaults {
+        self.defaults
     }
 
     /// Sizes of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.decoder.config
+    }
+
+    /// Bytes of the weights in memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.decoder.weight_bytes()
     }
 
     /// Width of an embedding.
@@ -86,59 +94,66 @@ impl LanguageModel {
         self.tokenizer.encode(text)
     }
 
+    /// Token ids of an answer or of what continues a prompt; see [`TextTokenizer::encode_plain`].
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`] when the tokenizer fails.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, LlmError> {
+        self.tokenizer.encode_plain(text)
+    }
+
     /// The prompt of a conversation in the model's own chat format.
     ///
     /// # Errors
     /// [`LlmError::Template`] when the model has no chat template or it refuses the conversation.
     pub fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, LlmError> {
-        let missing = || LlmError::Template("the model file has none; use an instruction-tuned model".into());
-        self.template.as_ref().as_ref().ok_or_else(missing)?.render(messages, add_generation_prompt)
+        let missing = || LlmError::Template("the model has none; use an instruction-tuned model".into());
+        Option::as_ref(&self.template).ok_or_else(missing)?.render(messages, add_generation_prompt)
     }
 
     /// One vector a prompt, \[hidden size\]: the last layer's hidden states after the final norm, pooled (eq. 2, 3).
     ///
-    /// `batch_tokens` bounds the tokens computed at once, thus memory.
-    ///
     /// # Errors
-    /// [`LlmError::Cancelled`]. A prompt that is empty or longer than the context is an error of its row alone.
+    /// [`LlmError::Cancelled`]. A prompt that is empty, longer than the context, or whose result is not a finite number
+    /// is an error of its row alone.
     pub fn embed(
         &self,
         prompts: &[Vec<u32>],
         pooling: Pooling,
-        batch_tokens: usize,
+        budget: impl Into<TokenBudget>,
         on_progress: OnProgress<'_>,
     ) -> Result<Rows<Vec<f32>>, LlmError> {
-        prefill::embed(&self.decoder, prompts, pooling, batch_tokens, on_progress)
+        prefill::embed(&self.decoder, prompts, pooling, budget.into(), on_progress)
     }
 
     /// The logits of the answer tokens at each prompt's last position, in the order of `answers`.
     ///
     /// # Errors
     /// [`LlmError::Cancelled`]; [`LlmError::Argument`] for an answer that is not in the vocabulary. A prompt that is
-    /// empty or longer than the context is an error of its row alone.
+    /// empty, longer than the context, or whose result is not a finite number is an error of its row alone.
     pub fn score(
         &self,
         prompts: &[Vec<u32>],
         answers: &[u32],
-        batch_tokens: usize,
+        budget: impl Into<TokenBudget>,
         on_progress: OnProgress<'_>,
     ) -> Result<Rows<Vec<f32>>, LlmError> {
-        prefill::score(&self.decoder, prompts, answers, batch_tokens, on_progress)
+        prefill::score(&self.decoder, prompts, answers, budget.into(), on_progress)
     }
 
-    /// Samples answers to every request: for each, in its samples' order. `batch_size` samples are in progress at once.
+    /// Samples answers to every request: for each, in its samples' order.
     ///
     /// # Errors
-    /// [`LlmError::Cancelled`]; [`LlmError::Argument`] for impossible sampling settings. A prompt that is empty or
-    /// longer than the context is an error of its row alone.
+    /// [`LlmError::Cancelled`]; [`LlmError::Argument`] for impossible sampling settings. A prompt that is empty, longer
+    /// than the context, or with logits that are not finite is an error of its row alone.
     pub fn generate(
         &self,
         requests: Vec<GenerateRequest>,
         sampling: &Sampling,
-        batch_size: usize,
+        slots: impl Into<Slots>,
         on_progress: OnProgress<'_>,
     ) -> Result<Rows<Vec<Generation>>, LlmError> {
-        generate::generate(&self.decoder, &self.tokenizer, requests, sampling, batch_size, on_progress)
+        generate::generate(&self.decoder, &self.tokenizer, requests, sampling, slots.into(), on_progress)
     }
 
     /// All positions' hidden states after the final norm and logits over the vocabulary, for comparison with other

@@ -1,16 +1,19 @@
 //! Whole prompts through the decoder: hidden states pooled into embeddings, and scores of answer tokens.
 //!
-//! Prompts are sorted by length, so that a batch's attention tasks are alike, and batched by tokens without padding;
-//! what all prompts begin with is computed once. The composition of the batches follows from the list of prompts and
-//! the token budget alone, and on the CPU results do not depend on it at all (see [`crate::decoder`]). No keys and
-//! values are kept, and the head is applied to the answer tokens at each prompt's last position only.
+//! Prompts go through in batches of tokens, without padding; beginnings that several of them share are computed once
+//! (see [`crate::prefix`]). The composition of the batches follows from the list of prompts and the memory alone, and
+//! on the CPU results do not depend on it at all (see [`crate::decoder`]). Keys and values are kept of shared
+//! beginnings only, and the head is applied to the answer tokens at each prompt's last position only.
 
 use crate::{
     LlmError,
-    decoder::{Decoder, Step},
-    kv::{Keep, KvPool, PAGE, Sequence},
+    decoder::Decoder,
+    kv::{Keep, KvPool},
+    memory,
+    prefix::{PrefixTree, Span},
 };
-use std::ops::ControlFlow;
+use burn::tensor::Tensor;
+use std::{collections::HashMap, ops::ControlFlow};
 
 /// How a prompt's hidden states become one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,23 @@ pub enum Pooling {
     Last,
 }
 
+/// How much is computed at once. It bounds memory and speed, and changes no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenBudget {
+    /// Tokens computed together at most; fewer when their activations would not fit, and at least 32. A longer prompt
+    /// is computed in pieces.
+    pub tokens: usize,
+    /// Bytes for activations, and again for the cache of shared beginnings; a quarter of the free memory if `None`.
+    pub memory_bytes: Option<u64>,
+}
+
+impl From<usize> for TokenBudget {
+    /// So many tokens, in the memory that there is.
+    fn from(tokens: usize) -> Self {
+        Self { tokens, memory_bytes: None }
+    }
+}
+
 /// How far a batch job is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Done {
@@ -28,6 +48,12 @@ pub struct Done {
     pub rows: usize,
     /// Tokens computed so far: of prompts, each shared token once, and of answers.
     pub tokens: u64,
+    /// Tokens of the prompts that were begun, each prompt counted whole.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that need not be computed, as they are part of a beginning that was computed for another prompt.
+    pub shared_tokens: u64,
+    /// Tokens of answers.
+    pub answer_tokens: u64,
 }
 
 /// Hears how far a batch job is, after every step; [`ControlFlow::Break`] ends it with [`LlmError::Cancelled`].
@@ -51,112 +77,95 @@ pub(crate) fn check_prompt(decoder: &Decoder, row: usize, prompt: &[u32]) -> Res
     Err(LlmError::Prompt { row, what })
 }
 
-/// Length of the common beginning of some prompts that is worth computing once: whole pages, at least one token less
-/// than the shortest prompt, and 0 for a single prompt.
-pub(crate) fn shared_tokens<'a>(mut prompts: impl Iterator<Item = &'a [u32]>) -> usize {
-    let Some(first) = prompts.next() else { return 0 };
-    let (mut shared, mut count) = (first.len(), 1);
-    for prompt in prompts {
-        let equal = first.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        shared = shared.min(equal).min(prompt.len() - 1);
-        count += 1;
-    }
-    if count == 1 { 0 } else { shared.min(first.len() - 1) / PAGE * PAGE }
-}
-
-/// What the rows of one batch became.
-struct BatchStates<'a> {
-    /// Position of each prompt in the list.
-    rows: &'a [usize],
-    /// Finished hidden states: of all of a prompt's own tokens, or of its last only.
-    states: Vec<Vec<Vec<f32>>>,
+/// Why a row whose results are not numbers fails.
+pub(crate) fn not_finite(row: usize) -> LlmError {
+    let what = "the model gives a number that is not finite; its file may be damaged: pull it again".into();
+    LlmError::Prompt { row, what }
 }
 
 /// Goes through all prompts in batches.
 struct Prefill<'a> {
     decoder: &'a Decoder,
     prompts: &'a [Vec<u32>],
+    /// Tokens of a forward pass.
     batch_tokens: usize,
-    all_positions: bool,
+    /// Pages of shared beginnings that are kept at once.
+    held_pages: usize,
+    tree: PrefixTree,
+    pool: KvPool,
+    errors: Vec<Option<LlmError>>,
+    done: Done,
 }
 
-impl Prefill<'_> {
-    /// Calls `take` with every batch. Returns the errors of the prompts that cannot be computed, and the hidden states
-    /// of the shared beginning first, through `prefix`.
+impl<'a> Prefill<'a> {
+    fn new(decoder: &'a Decoder, prompts: &'a [Vec<u32>], budget: TokenBudget) -> Self {
+        let errors: Vec<_> =
+            prompts.iter().enumerate().map(|(row, prompt)| check_prompt(decoder, row, prompt).err()).collect();
+        let good = (0..prompts.len()).filter(|&row| errors[row].is_none()).collect();
+        let bytes = budget.memory_bytes.unwrap_or_else(memory::default_bytes);
+        let pool = KvPool::new(&decoder.config);
+        Self {
+            decoder,
+            prompts,
+            batch_tokens: memory::tokens_that_fit(&decoder.config, budget.tokens, bytes),
+            held_pages: memory::pages_that_fit(&pool, bytes),
+            tree: PrefixTree::new(prompts, good),
+            pool,
+            done: Done { rows: errors.iter().flatten().count(), ..Done::default() },
+            errors,
+        }
+    }
+
+    /// Computes all prompts and shows `visit` every batch: the decoder's rows and whose they are.
     fn run(
-        &self,
+        &mut self,
         on_progress: OnProgress<'_>,
-        mut prefix: impl FnMut(&[Vec<f32>]),
-        mut take: impl FnMut(BatchStates<'_>),
-    ) -> Result<Vec<(usize, LlmError)>, LlmError> {
-        let mut order = Vec::new();
-        let mut errors = Vec::new();
-        for (row, prompt) in self.prompts.iter().enumerate() {
-            match check_prompt(self.decoder, row, prompt) {
-                Ok(()) => order.push(row),
-                Err(error) => errors.push((row, error)),
-            }
-        }
-        // Stable: prompts of one length stay in the list's order. Longest first: memory peaks at once or never.
-        order.sort_by_key(|&row| std::cmp::Reverse(self.prompts[row].len()));
-        let mut pool = KvPool::new(&self.decoder.config);
-        let shared = shared_tokens(order.iter().map(|&row| self.prompts[row].as_slice()));
-        let mut done = Done { rows: errors.len(), tokens: shared as u64 };
-        let mut base = Sequence::new(Keep::AllLayers);
-        if shared > 0 {
-            let mut steps = [Step { sequence: &mut base, tokens: &self.prompts[order[0]][..shared] }];
-            let x = self.decoder.forward(&mut pool, &mut steps);
-            if self.all_positions {
-                prefix(&self.decoder.finish(x, &(0..shared).collect::<Vec<_>>()));
-            }
-        }
-        let mut rest = order.as_slice();
-        while !rest.is_empty() {
-            let (batch, later) = rest.split_at(self.batch_length(rest, shared));
-            rest = later;
-            if on_progress(done).is_break() {
+        mut visit: impl FnMut(&PrefixTree, Tensor<2>, &[Span]),
+    ) -> Result<(), LlmError> {
+        while !self.tree.is_done() {
+            if on_progress(self.done).is_break() {
                 return Err(LlmError::Cancelled);
             }
-            let states = self.states(&mut pool, &base, batch, shared);
-            take(BatchStates { rows: batch, states });
-            done.rows += batch.len();
-            done.tokens += batch.iter().map(|&row| (self.prompts[row].len() - shared) as u64).sum::<u64>();
+            self.batch(&mut visit);
         }
         // The last report says that all is done; there is nothing left to stop.
-        let _ = on_progress(done);
-        Ok(errors)
+        let _ = on_progress(self.done);
+        Ok(())
     }
 
-    /// Prompts of the next batch: as many as the token budget allows, and always one.
-    fn batch_length(&self, rows: &[usize], shared: usize) -> usize {
-        let mut tokens = 0;
-        let fits = rows.iter().take_while(|&&row| {
-            tokens += self.prompts[row].len() - shared;
-            tokens <= self.batch_tokens
+    /// One batch: as many tokens as the budget allows, and always one unit.
+    fn batch(&mut self, visit: &mut impl FnMut(&PrefixTree, Tensor<2>, &[Span])) {
+        let (mut tokens, mut held) = (0, self.pool.used());
+        let units = self.tree.take(|unit| {
+            let first = tokens == 0;
+            tokens += unit.tokens.len();
+            held += if unit.is_shared() { unit.pages() } else { 0 };
+            first || (tokens <= self.batch_tokens && (!unit.is_shared() || held <= self.held_pages))
         });
-        fits.count().max(1)
+        let how = (Keep::CurrentLayer, self.batch_tokens);
+        let (decoder, prompts) = (self.decoder, self.prompts);
+        for sequence in self.tree.compute(decoder, &mut self.pool, prompts, &units, how, visit) {
+            self.pool.release(sequence);
+        }
+        for unit in units.into_iter().map(|unit| self.tree.unit(unit)) {
+            self.done.tokens += unit.tokens.len() as u64;
+            if unit.is_shared() {
+                self.done.shared_tokens += (unit.tokens.len() * (unit.prompts - 1)) as u64;
+            } else {
+                self.done.rows += 1;
+                self.done.prompt_tokens += self.prompts[unit.row].len() as u64;
+            }
+        }
     }
 
-    fn states(&self, pool: &mut KvPool, base: &Sequence, batch: &[usize], shared: usize) -> Vec<Vec<Vec<f32>>> {
-        let mut sequences: Vec<Sequence> = batch.iter().map(|_| pool.fork(base, Keep::CurrentLayer)).collect();
-        let own = |row: usize| &self.prompts[row][shared..];
-        let mut steps: Vec<Step<'_>> =
-            sequences.iter_mut().zip(batch).map(|(sequence, &row)| Step { sequence, tokens: own(row) }).collect();
-        let x = self.decoder.forward(pool, &mut steps);
-        let mut wanted = Vec::new();
-        let mut counts = Vec::new();
-        let mut end = 0;
-        for &row in batch {
-            let first = if self.all_positions { end } else { end + own(row).len() - 1 };
-            end += own(row).len();
-            wanted.extend(first..end);
-            counts.push(end - first);
-        }
-        let mut states = self.decoder.finish(x, &wanted).into_iter();
-        for sequence in sequences {
-            pool.release(sequence);
-        }
-        counts.into_iter().map(|count| states.by_ref().take(count).collect()).collect()
+    /// Each row's value or error.
+    fn results(self, out: Vec<Option<Vec<f32>>>) -> Rows<Vec<f32>> {
+        let row = |(row, (value, error)): (usize, (Option<Vec<f32>>, Option<LlmError>))| match (value, error) {
+            (_, Some(error)) => Err(error),
+            (Some(value), None) if value.iter().all(|x| x.is_finite()) => Ok(value),
+            _ => Err(not_finite(row)),
+        };
+        out.into_iter().zip(self.errors).enumerate().map(row).collect()
     }
 }
 
@@ -165,38 +174,75 @@ pub(crate) fn embed(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     pooling: Pooling,
-    batch_tokens: usize,
+    budget: TokenBudget,
     on_progress: OnProgress<'_>,
 ) -> Result<Rows<Vec<f32>>, LlmError> {
-    let mut out: Vec<Option<Vec<f32>>> = vec![None; prompts.len()];
-    let all_positions = pooling == Pooling::Mean;
-    let prefill = Prefill { decoder, prompts, batch_tokens, all_positions };
-    let shared_sum = std::cell::RefCell::new(vec![0.0_f64; decoder.config.hidden]);
-    let errors = prefill.run(
-        on_progress,
-        |states| add_all(&mut shared_sum.borrow_mut(), states),
-        |batch| {
-            for (&row, mut states) in batch.rows.iter().zip(batch.states) {
-                out[row] = match pooling {
-                    Pooling::Last => states.pop(),
-                    Pooling::Mean => {
-                        let mut sum = shared_sum.borrow().clone();
-                        add_all(&mut sum, &states);
-                        let count = prompts[row].len() as f64;
-                        Some(sum.into_iter().map(|x| (x / count) as f32).collect())
-                    }
-                };
+    let mut prefill = Prefill::new(decoder, prompts, budget);
+    if pooling == Pooling::Last {
+        let mut out = vec![None; prompts.len()];
+        prefill.run(on_progress, |tree, x, spans| {
+            for (row, state) in last_states(decoder, tree, x, spans) {
+                out[row] = Some(state);
             }
-        },
-    )?;
-    Ok(rows(out, errors))
+        })?;
+        return Ok(prefill.results(out));
+    }
+    let mut means = Means::new(decoder.config.hidden, prompts);
+    prefill.run(on_progress, |tree, x, spans| means.add(decoder, tree, x, spans))?;
+    Ok(prefill.results(means.out))
 }
 
-/// Sums are in 64 bits, so that where a sum is split does not show in 32.
-fn add_all(sum: &mut [f64], states: &[Vec<f32>]) {
-    for state in states {
-        for (sum, &x) in sum.iter_mut().zip(state) {
-            *sum += f64::from(x);
+/// The finished hidden state of every prompt whose last token is in the batch, with its row.
+fn last_states(decoder: &Decoder, tree: &PrefixTree, x: Tensor<2>, spans: &[Span]) -> Vec<(usize, Vec<f32>)> {
+    let ends = |span: &&Span| span.complete && !tree.unit(span.unit).is_shared();
+    let (rows, last): (Vec<usize>, Vec<usize>) =
+        spans.iter().filter(ends).map(|span| (tree.unit(span.unit).row, span.rows.end - 1)).unzip();
+    if last.is_empty() {
+        return Vec::new();
+    }
+    rows.into_iter().zip(decoder.finish(x, &last)).collect()
+}
+
+/// Means of hidden states. Sums are carried in 64 bits from a shared beginning to what follows it, token by token in
+/// the prompt's order: what is shared, or computed in pieces, does not show.
+struct Means<'a> {
+    hidden: usize,
+    prompts: &'a [Vec<u32>],
+    /// By unit: the sum up to its last computed token, while it is needed.
+    sums: HashMap<usize, Vec<f64>>,
+    out: Vec<Option<Vec<f32>>>,
+}
+
+impl<'a> Means<'a> {
+    fn new(hidden: usize, prompts: &'a [Vec<u32>]) -> Self {
+        Self { hidden, prompts, sums: HashMap::new(), out: vec![None; prompts.len()] }
+    }
+
+    fn add(&mut self, decoder: &Decoder, tree: &PrefixTree, x: Tensor<2>, spans: &[Span]) {
+        let rows: Vec<usize> = spans.iter().flat_map(|span| span.rows.clone()).collect();
+        let mut states = decoder.finish(x, &rows).into_iter();
+        for span in spans {
+            let unit = tree.unit(span.unit);
+            let begun = || unit.parent.map_or_else(|| vec![0.0; self.hidden], |parent| self.sums[&parent].clone());
+            let mut sum = self.sums.get(&span.unit).cloned().unwrap_or_else(begun);
+            for state in states.by_ref().take(span.rows.len()) {
+                for (sum, x) in sum.iter_mut().zip(state) {
+                    *sum += f64::from(x);
+                }
+            }
+            if span.complete && !unit.is_shared() {
+                self.sums.remove(&span.unit);
+                let count = self.prompts[unit.row].len() as f64;
+                self.out[unit.row] = Some(sum.into_iter().map(|x| (x / count) as f32).collect());
+            } else {
+                self.sums.insert(span.unit, sum);
+            }
+        }
+        // A beginning from which the last unit has branched off is not asked for again.
+        for parent in spans.iter().filter_map(|span| tree.unit(span.unit).parent) {
+            if !tree.is_held(parent) {
+                self.sums.remove(&parent);
+            }
         }
     }
 }
@@ -206,7 +252,7 @@ pub(crate) fn score(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     answers: &[u32],
-    batch_tokens: usize,
+    budget: TokenBudget,
     on_progress: OnProgress<'_>,
 ) -> Result<Rows<Vec<f32>>, LlmError> {
     let vocabulary = decoder.config.vocabulary;
@@ -215,45 +261,45 @@ pub(crate) fn score(
     }
     let columns = decoder.head_columns(answers);
     let mut out: Vec<Option<Vec<f32>>> = vec![None; prompts.len()];
-    let prefill = Prefill { decoder, prompts, batch_tokens, all_positions: false };
-    let errors = prefill.run(
-        on_progress,
-        |_| (),
-        |batch| {
-            for (&row, states) in batch.rows.iter().zip(batch.states) {
-                let last = &states[states.len() - 1];
-                out[row] = Some(columns.iter().map(|column| dot(column, last)).collect());
-            }
-        },
-    )?;
-    Ok(rows(out, errors))
+    let mut prefill = Prefill::new(decoder, prompts, budget);
+    prefill.run(on_progress, |tree, x, spans| {
+        for (row, state) in last_states(decoder, tree, x, spans) {
+            out[row] = Some(columns.iter().map(|column| dot(column, &state)).collect());
+        }
+    })?;
+    Ok(prefill.results(out))
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32
 }
 
-fn rows<T>(out: Vec<Option<T>>, errors: Vec<(usize, LlmError)>) -> Rows<T> {
-    let mut errors = errors.into_iter();
-    let missing = "every prompt has a result or an error, and errors are in the list's order";
-    out.into_iter().map(|value| value.map_or_else(|| Err(errors.next().expect(missing).1), Ok)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{LanguageModel, Precision, device::pick_device, tiny};
 
     #[test]
-    fn only_whole_pages_before_the_last_token_are_shared() {
-        let shared = |prompts: &[&[u32]]| shared_tokens(prompts.iter().copied());
-        let long = [7; 100];
-        assert_eq!(shared(&[]), 0);
-        assert_eq!(shared(&[&long]), 0);
-        assert_eq!(shared(&[&long, &long]), 96);
-        assert_eq!(shared(&[&long, &long[..64]]), 32);
-        assert_eq!(shared(&[&long[..65], &long]), 64);
-        let mut other = long;
-        other[40] = 8;
-        assert_eq!(shared(&[&long, &other]), 32);
+    fn shared_beginnings_are_kept_within_the_memory_and_let_go() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), tiny::gguf()).unwrap();
+        let model = LanguageModel::load(file.path(), &pick_device("cpu").unwrap(), Precision::F32).unwrap();
+        // Twenty pairs that share two pages each, beside one that all share.
+        let word = |i: u32, row: u32| if i < 32 { i } else { (i * (row / 2 + 3)) % 250 };
+        let prompts: Vec<Vec<u32>> =
+            (0..40).map(|row| (0..100).map(|i| word(i, row)).chain([row % 2]).collect()).collect();
+        for (pages, tokens) in [(3, 64), (8, 64), (8, 1024), (1000, 1024)] {
+            let bytes = pages as u64 * KvPool::new(model.config()).page_bytes();
+            let mut prefill = Prefill::new(&model.decoder, &prompts, TokenBudget { tokens, memory_bytes: Some(bytes) });
+            prefill.batch_tokens = tokens;
+            let mut most = 0;
+            while !prefill.tree.is_done() {
+                prefill.batch(&mut |_, _, _| ());
+                most = most.max(prefill.pool.used());
+            }
+            assert!(most <= pages, "{most} of {pages} pages");
+            assert_eq!(prefill.pool.used(), 0);
+            assert_eq!(prefill.done.tokens + prefill.done.shared_tokens, prefill.done.prompt_tokens);
+        }
     }
 }

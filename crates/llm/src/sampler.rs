@@ -1,82 +1,284 @@
-//! Draws the next token from logits: temperature, then the nucleus of top-p.
+//! Draws the next token from logits: repetition penalty, temperature, top-k, top-p, min-p, in this order.
 //!
-//! The vocabulary is never sorted as a whole: only the tokens that can be in the nucleus are, largest first, as many
-//! as it takes. All sums are in 64 bits and in a fixed order.
+//! The order and the meaning of each filter are those of transformers: a filter sees the distribution that the one
+//! before it left, made to sum to 1 again. The vocabulary is never sorted as a whole: only tokens that can pass are,
+//! heaviest first, as many as it takes. All sums are in 64 bits and in a fixed order, so a draw is a function of the
+//! logits and the generator alone. What the answer is for, and when it ends, is not known here.
 
-use crate::host::{exp, vectorized};
+use crate::{
+    LlmError,
+    host::{exp, lane_max, vectorized},
+};
 use rand_chacha::{ChaCha8Rng, rand_core::Rng};
 
 /// Tokens that are sorted at first; the number is doubled until the nucleus is complete.
 const FIRST_SORTED: usize = 64;
+/// Tokens whose weights are summed together: a draw finds its stretch first, then its token in it.
+const STRETCH: usize = 512;
+/// Floats that are computed side by side.
+const LANES: usize = 32;
 
-/// The next token, or `None` when no logit is finite.
-///
-/// With a temperature of 0 it is the largest logit's, the first of equals; nothing is drawn. Otherwise the
-/// probabilities are softmax(logits / temperature), restricted to the smallest set of most probable tokens whose sum
-/// reaches `top_p` (1 for all), and one number of 53 bits is drawn. Of equally probable tokens the smaller id counts
-/// as the more probable.
-pub fn next_token(logits: &[f32], temperature: f32, top_p: f32, rng: &mut ChaCha8Rng) -> Option<u32> {
-    let best = largest(logits)?;
-    if temperature == 0.0 {
-        return Some(best as u32);
-    }
-    let mut weights = vec![0.0; logits.len()];
-    let total = vectorized(Weights { logits, max: logits[best], scale: 1.0 / temperature, weights: &mut weights });
-    let uniform = (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-    if top_p >= 1.0 {
-        return Some(pick(weights.iter().copied().enumerate(), uniform * total).unwrap_or(best) as u32);
-    }
-    let (nucleus, mass) = nucleus(&weights, total, f64::from(top_p));
-    let tokens = nucleus.iter().map(|&token| (token, weights[token]));
-    Some(pick(tokens, uniform * mass).unwrap_or(best) as u32)
+/// How tokens are drawn and when an answer ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most probable token.
+    pub temperature: f32,
+    /// Draws from this many most probable tokens; 0 for all.
+    pub top_k: usize,
+    /// Draws from the smallest set of tokens with this probability; 1 for all.
+    pub top_p: f32,
+    /// Draws from tokens at least this many times as probable as the most probable one; 0 for all.
+    pub min_p: f32,
+    /// Divides positive logits, and multiplies negative ones, of tokens that the prompt or the answer has; 1 for none
+    /// (Keskar et al. 2019, as transformers does it).
+    pub repetition_penalty: f32,
+    /// Tokens of an answer at most.
+    pub max_new_tokens: usize,
+    /// Tokens that end an answer. They are in `tokens`, not in `text`.
+    pub stop_tokens: Vec<u32>,
+    /// Texts that end an answer. They are cut from `text`, and what came after them.
+    pub stop_texts: Vec<String>,
 }
 
-/// Position of the largest finite value, the first of equals.
-fn largest(logits: &[f32]) -> Option<usize> {
-    let mut best: Option<usize> = None;
-    for (token, logit) in logits.iter().enumerate() {
-        if logit.is_finite() && best.is_none_or(|best| *logit > logits[best]) {
-            best = Some(token);
+impl Default for Sampling {
+    /// The model's own distribution, one token.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            max_new_tokens: 1,
+            stop_tokens: Vec::new(),
+            stop_texts: Vec::new(),
         }
     }
-    best
 }
 
-/// The smallest set of heaviest tokens that weighs at least `top_p * total`, heaviest first, and its weight.
-fn nucleus(weights: &[f32], total: f64, top_p: f64) -> (Vec<usize>, f64) {
+impl Sampling {
+    /// # Errors
+    /// [`LlmError::Argument`] that names the setting that makes no sense.
+    pub(crate) fn check(&self) -> Result<(), LlmError> {
+        let wrong = |what: String| Err(LlmError::Argument(what));
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return wrong(format!("temperature is {}; it must be 0 or more", self.temperature));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return wrong(format!("top_p is {}; it must be above 0 and at most 1", self.top_p));
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return wrong(format!("min_p is {}; it must be from 0 to 1", self.min_p));
+        }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            return wrong(format!("repetition_penalty is {}; it must be above 0", self.repetition_penalty));
+        }
+        if self.max_new_tokens == 0 {
+            return wrong("max_new_tokens is 0; it must be 1 or more".into());
+        }
+        if self.stop_texts.iter().any(String::is_empty) {
+            return wrong("a stop text is empty; leave it out".into());
+        }
+        Ok(())
+    }
+}
+
+/// A token and what the model thought of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drawn {
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability in the model's own distribution: softmax of the logits as they came,
+    /// without penalty, temperature or filters.
+    pub log_probability: f32,
+}
+
+/// Draws tokens. It keeps nothing between draws but the memory that they need.
+#[derive(Default)]
+pub struct Sampler {
+    /// Logits after the repetition penalty.
+    penalized: Vec<f32>,
+    /// exp((score - largest score) / temperature): the largest is 1.
+    weights: Vec<f32>,
+    /// Sums of the weights, [`STRETCH`] at a time.
+    sums: Vec<f64>,
+    /// Tokens that may be drawn.
+    kept: Vec<u32>,
+    maxima: Vec<f32>,
+}
+
+impl Sampler {
+    /// The next token, or `None` when a logit is not a number or infinite, or all are minus infinity (minus infinity
+    /// alone means that a token is forbidden).
+    ///
+    /// `before` are the tokens of prompt and answer, for the repetition penalty. With a temperature of 0 (or one so
+    /// small that its reciprocal is infinite) it is the largest score's token, the first of equals, and nothing is
+    /// drawn. Otherwise one number of 53 bits is. Of equally probable tokens the smaller id counts as the more
+    /// probable one, also for top-k, which keeps exactly k.
+    pub fn draw<'a>(
+        &mut self,
+        logits: &[f32],
+        sampling: &Sampling,
+        before: impl IntoIterator<Item = &'a u32>,
+        rng: &mut ChaCha8Rng,
+    ) -> Option<Drawn> {
+        let max = vectorized(Largest(logits));
+        let (mut scores, mut max_score) = (logits, max);
+        if sampling.repetition_penalty != 1.0 {
+            self.penalize(logits, sampling.repetition_penalty, before);
+            (scores, max_score) = (&self.penalized, vectorized(Largest(&self.penalized)));
+        }
+        let scale = 1.0 / sampling.temperature;
+        let token = if scale.is_finite() {
+            self.weights.resize(logits.len(), 0.0);
+            self.sums.clear();
+            let (weights, sums) = (&mut self.weights[..], &mut self.sums);
+            let total = vectorized(Weights { scores, max: max_score, scale, weights, sums });
+            if !total.is_finite() {
+                return None;
+            }
+            let uniform = (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+            if self.filter(sampling, total) {
+                pick_kept(&self.kept, &self.weights, uniform)?
+            } else {
+                pick(&self.weights, &self.sums, uniform * total)?
+            }
+        } else {
+            scores.iter().position(|&score| score == max_score)? as u32
+        };
+        let own = scale == 1.0 && sampling.repetition_penalty == 1.0;
+        let total = if own { self.sums.iter().sum() } else { vectorized(SumOfExp { logits, max }) };
+        let log_probability = f64::from(logits[token as usize] - max) - f64::ln(total);
+        log_probability.is_finite().then_some(Drawn { token, log_probability: log_probability as f32 })
+    }
+
+    fn penalize<'a>(&mut self, logits: &[f32], penalty: f32, before: impl IntoIterator<Item = &'a u32>) {
+        self.penalized.clear();
+        self.penalized.extend_from_slice(logits);
+        // From the logits as they came: a token that is there twice is penalized once.
+        for &token in before {
+            let logit = logits[token as usize];
+            self.penalized[token as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+        }
+    }
+
+    /// Puts the tokens that pass top-k, top-p and min-p into `kept`; `false` when all do.
+    fn filter(&mut self, sampling: &Sampling, total: f64) -> bool {
+        let top_p = f64::from(sampling.top_p);
+        let weights = &self.weights;
+        if sampling.top_k > 0 && sampling.top_k < weights.len() {
+            heaviest(weights, sampling.top_k, &mut self.maxima, &mut self.kept);
+            if sampling.top_p < 1.0 {
+                let mass: f64 = self.kept.iter().map(|&token| f64::from(weights[token as usize])).sum();
+                let end = reaching(&self.kept, weights, top_p * mass);
+                self.kept.truncate(end);
+            }
+        } else if sampling.top_p < 1.0 {
+            nucleus(weights, total, top_p, &mut self.kept);
+        } else if sampling.min_p > 0.0 {
+            self.kept.clear();
+            let passes = |&token: &u32| weights[token as usize] >= sampling.min_p;
+            self.kept.extend((0..weights.len() as u32).filter(passes));
+            return true;
+        } else {
+            return false;
+        }
+        // Heaviest first, and the heaviest weighs 1. It always stays.
+        let end = self.kept.partition_point(|&token| weights[token as usize] >= sampling.min_p);
+        self.kept.truncate(end.max(1));
+        true
+    }
+}
+
+fn heavier(weights: &[f32]) -> impl Fn(&u32, &u32) -> std::cmp::Ordering + Copy + '_ {
+    |&a, &b| weights[b as usize].total_cmp(&weights[a as usize]).then(a.cmp(&b))
+}
+
+/// The `count` heaviest tokens, heaviest first; `count` is at least 1 and below the number of tokens.
+fn heaviest(weights: &[f32], count: usize, maxima: &mut Vec<f32>, kept: &mut Vec<u32>) {
+    // At least `count` tokens reach the weight that `count` stretches reach, and few others do.
+    let mut bound = 0.0;
+    if weights.len() / LANES > count {
+        maxima.clear();
+        maxima.extend(weights.chunks(LANES).map(|chunk| chunk.iter().copied().fold(0.0, f32::max)));
+        bound = *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1;
+    }
+    kept.clear();
+    kept.extend((0..weights.len() as u32).filter(|&token| weights[token as usize] >= bound));
+    if kept.len() > count {
+        kept.select_nth_unstable_by(count, heavier(weights));
+        kept.truncate(count);
+    }
+    kept.sort_unstable_by(heavier(weights));
+}
+
+/// How many tokens from the first on weigh at least `mass` together; all of them if they weigh less.
+fn reaching(tokens: &[u32], weights: &[f32], mass: f64) -> usize {
+    let mut sum = 0.0;
+    let last = tokens.iter().position(|&token| {
+        sum += f64::from(weights[token as usize]);
+        sum >= mass
+    });
+    last.map_or(tokens.len(), |last| last + 1)
+}
+
+/// The smallest set of heaviest tokens that weighs at least `top_p * total`, heaviest first.
+fn nucleus(weights: &[f32], total: f64, top_p: f64, kept: &mut Vec<u32>) {
     // All tokens below this weight together weigh less than what the nucleus leaves out, so none of them is in it.
     let negligible = (1.0 - top_p) * total / weights.len() as f64;
-    let mut candidates: Vec<usize> =
-        (0..weights.len()).filter(|&token| f64::from(weights[token]) >= negligible).collect();
-    let heavier = |a: &usize, b: &usize| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b));
+    kept.clear();
+    kept.extend((0..weights.len() as u32).filter(|&token| f64::from(weights[token as usize]) >= negligible));
     let mut sorted = 0;
     let mut mass = 0.0;
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
+    while sorted < kept.len() {
+        let rest = &mut kept[sorted..];
         let count = FIRST_SORTED.max(sorted).min(rest.len());
         if count < rest.len() {
-            rest.select_nth_unstable_by(count, heavier);
+            rest.select_nth_unstable_by(count, heavier(weights));
         }
-        rest[..count].sort_unstable_by(heavier);
+        rest[..count].sort_unstable_by(heavier(weights));
         for index in sorted..sorted + count {
-            mass += f64::from(weights[candidates[index]]);
+            mass += f64::from(weights[kept[index] as usize]);
             if mass >= top_p * total {
-                candidates.truncate(index + 1);
-                return (candidates, mass);
+                kept.truncate(index + 1);
+                return;
             }
         }
         sorted += count;
     }
-    (candidates, mass)
 }
 
-/// The token in whose share of the summed weights `target` falls.
-fn pick(tokens: impl Iterator<Item = (usize, f32)>, target: f64) -> Option<usize> {
-    let mut sum = 0.0;
+/// The token in whose share of the kept tokens' weight a number from 0 to 1 falls.
+fn pick_kept(kept: &[u32], weights: &[f32], uniform: f64) -> Option<u32> {
+    let weight = |&token: &u32| f64::from(weights[token as usize]);
+    let mass: f64 = kept.iter().map(weight).sum();
+    walk(kept.iter().map(|token| (*token, weight(token))), 0.0, uniform * mass)
+}
+
+/// The token in whose share of the summed weights `target` falls. `sums` are those of the stretches.
+fn pick(weights: &[f32], sums: &[f64], target: f64) -> Option<u32> {
+    let (mut before, mut stretch) = (0.0, None);
+    for (index, &sum) in sums.iter().enumerate() {
+        if sum > 0.0 {
+            stretch = Some((index, before));
+            before += sum;
+            if before > target {
+                break;
+            }
+        }
+    }
+    let (index, before) = stretch?;
+    let first = index * STRETCH;
+    let last = weights.len().min(first + STRETCH);
+    walk((first..last).map(|token| (token as u32, f64::from(weights[token]))), before, target)
+}
+
+/// The token at which the running sum, `sum` at first, passes `target`; the last that weighs anything if none does.
+fn walk(tokens: impl Iterator<Item = (u32, f64)>, mut sum: f64, target: f64) -> Option<u32> {
     let mut last = None;
     for (token, weight) in tokens {
         if weight > 0.0 {
-            sum += f64::from(weight);
+            sum += weight;
             last = Some(token);
             if sum > target {
                 break;
@@ -86,147 +288,89 @@ fn pick(tokens: impl Iterator<Item = (usize, f32)>, target: f64) -> Option<usize
     last
 }
 
+/// The largest value; what is not a number is passed over.
+struct Largest<'a>(&'a [f32]);
+
+impl pulp::NullaryFnOnce for Largest<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn call(self) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = self.0.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (max, &x) in lanes.iter_mut().zip(chunk) {
+                *max = if x > *max { x } else { *max };
+            }
+        }
+        rest.iter().copied().fold(lane_max(lanes), f32::max)
+    }
+}
+
 struct Weights<'a> {
-    logits: &'a [f32],
+    scores: &'a [f32],
     max: f32,
     scale: f32,
     weights: &'a mut [f32],
+    sums: &'a mut Vec<f64>,
 }
 
 impl pulp::NullaryFnOnce for Weights<'_> {
-    /// The sum.
+    /// The sum; not a number if a score is not or is infinite.
     type Output = f64;
 
     #[inline(always)]
     fn call(self) -> f64 {
-        for (weight, &logit) in self.weights.iter_mut().zip(self.logits) {
-            let e = exp((logit - self.max) * self.scale);
-            *weight = if logit.is_finite() { e } else { 0.0 };
-        }
-        let mut sums = [0.0_f64; 16];
-        for chunk in self.weights.chunks(sums.len()) {
-            for (sum, &weight) in sums.iter_mut().zip(chunk) {
-                *sum += f64::from(weight);
+        for (weights, scores) in self.weights.chunks_mut(STRETCH).zip(self.scores.chunks(STRETCH)) {
+            for (weight, &score) in weights.iter_mut().zip(scores) {
+                *weight = weight_of(score, self.max, self.scale);
             }
+            self.sums.push(sum_of(weights));
         }
-        sums.iter().sum()
+        self.sums.iter().sum()
     }
+}
+
+/// The sum of exp(logit - max), without keeping the terms.
+struct SumOfExp<'a> {
+    logits: &'a [f32],
+    max: f32,
+}
+
+impl pulp::NullaryFnOnce for SumOfExp<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let mut terms = [0.0; STRETCH];
+        let mut total = 0.0;
+        for logits in self.logits.chunks(STRETCH) {
+            let terms = &mut terms[..logits.len()];
+            for (term, &logit) in terms.iter_mut().zip(logits) {
+                *term = weight_of(logit, self.max, 1.0);
+            }
+            total += sum_of(terms);
+        }
+        total
+    }
+}
+
+#[inline(always)]
+fn weight_of(score: f32, max: f32, scale: f32) -> f32 {
+    let e = exp((score - max) * scale);
+    if score == f32::NEG_INFINITY && max > f32::NEG_INFINITY { 0.0 } else { e }
+}
+
+#[inline(always)]
+fn sum_of(weights: &[f32]) -> f64 {
+    let mut sums = [0.0_f64; 16];
+    for chunk in weights.chunks(sums.len()) {
+        for (sum, &weight) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(weight);
+        }
+    }
+    sums.iter().sum()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rallrec_core::rng::row_rng;
-
-    fn logits(count: usize, seed: u64) -> Vec<f32> {
-        let mut rng = row_rng(seed, "test.logits", 0, 0);
-        let mut uniform = || f64::from(rng.next_u32()) / f64::from(u32::MAX);
-        // Sums of uniforms: peaked, with ties after rounding.
-        (0..count).map(|_| ((0..4).map(|_| uniform()).sum::<f64>() * 60.0).round() as f32 / 8.0).collect()
-    }
-
-    /// Less peaked, so that a nucleus has many tokens.
-    fn gentle(count: usize, seed: u64) -> Vec<f32> {
-        logits(count, seed).into_iter().map(|x| x / 6.0).collect()
-    }
-
-    fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let e: Vec<f64> = logits.iter().map(|&x| (f64::from(x - max) / temperature).exp()).collect();
-        let sum: f64 = e.iter().sum();
-        e.iter().map(|x| x / sum).collect()
-    }
-
-    /// Draws fit the distribution: chi-square below the 0.999 quantile (Wilson-Hilferty).
-    fn fits(probabilities: &[f64], logits: &[f32], temperature: f32, top_p: f32) {
-        const DRAWS: usize = 40_000;
-        let mut counts = vec![0_usize; probabilities.len()];
-        for sample in 0..DRAWS as u64 {
-            let mut rng = row_rng(7, "test.draw", 0, sample);
-            counts[next_token(logits, temperature, top_p, &mut rng).unwrap() as usize] += 1;
-        }
-        let (mut chi_square, mut bins, mut rare) = (0.0, 0.0, (0.0, 0.0));
-        let mut add = |observed: f64, expected: f64| {
-            chi_square += (observed - expected).powi(2) / expected;
-            bins += 1.0;
-        };
-        for (&p, &count) in probabilities.iter().zip(&counts) {
-            let expected = p * DRAWS as f64;
-            if p == 0.0 {
-                assert_eq!(count, 0, "a token outside of the nucleus was drawn");
-            } else if expected < 10.0 {
-                rare = (rare.0 + count as f64, rare.1 + expected);
-            } else {
-                add(count as f64, expected);
-            }
-        }
-        if rare.1 > 0.0 {
-            add(rare.0, rare.1);
-        }
-        let freedom: f64 = bins - 1.0;
-        let h = 2.0 / (9.0 * freedom);
-        let limit = freedom * (1.0 - h + 3.09 * h.sqrt()).powi(3);
-        assert!(chi_square < limit, "chi-square {chi_square:.1} of {freedom} degrees of freedom, limit {limit:.1}");
-    }
-
-    /// Top-p by sorting everything.
-    fn sorted_nucleus(probabilities: &[f64], top_p: f64) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..probabilities.len()).collect();
-        order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]).then(a.cmp(&b)));
-        let mut sum = 0.0;
-        let end = order.iter().position(|&token| {
-            sum += probabilities[token];
-            sum >= top_p
-        });
-        order.truncate(end.map_or(order.len(), |end| end + 1));
-        order
-    }
-
-    #[test]
-    fn draws_follow_the_softmax() {
-        let logits = gentle(40, 1);
-        for temperature in [0.6, 1.0, 2.5] {
-            fits(&softmax(&logits, f64::from(temperature)), &logits, temperature, 1.0);
-        }
-    }
-
-    #[test]
-    fn draws_follow_the_renormalized_nucleus() {
-        let logits = gentle(40, 2);
-        let mut probabilities = softmax(&logits, f64::from(0.8_f32));
-        let kept = sorted_nucleus(&probabilities, f64::from(0.9_f32));
-        let mass: f64 = kept.iter().map(|&token| probabilities[token]).sum();
-        for (token, p) in probabilities.iter_mut().enumerate() {
-            *p = if kept.contains(&token) { *p / mass } else { 0.0 };
-        }
-        fits(&probabilities, &logits, 0.8, 0.9);
-    }
-
-    #[test]
-    fn the_nucleus_is_that_of_a_full_sort() {
-        for seed in 0..40 {
-            let logits = logits([3, 65, 700, 5000][seed as usize % 4], seed);
-            let temperature = [0.3, 1.0, 4.0, 50.0][(seed / 4) as usize % 4];
-            for top_p in [0.05, 0.5, 0.9, 0.999] {
-                let mut weights = vec![0.0; logits.len()];
-                let max = logits[largest(&logits).unwrap()];
-                let total =
-                    vectorized(Weights { logits: &logits, max, scale: 1.0 / temperature, weights: &mut weights });
-                let exact: Vec<f64> = weights.iter().map(|&w| f64::from(w) / total).collect();
-                let (got, mass) = nucleus(&weights, total, top_p);
-                assert_eq!(got, sorted_nucleus(&exact, top_p), "seed {seed}, top-p {top_p}");
-                let sum: f64 = got.iter().map(|&token| f64::from(weights[token])).sum();
-                assert!((sum - mass).abs() < 1e-9 * total);
-            }
-        }
-    }
-
-    #[test]
-    fn temperature_0_takes_the_first_largest_and_draws_nothing() {
-        let mut rng = row_rng(1, "test", 0, 0);
-        let mut untouched = rng.clone();
-        assert_eq!(next_token(&[1.0, 3.0, f32::NAN, 3.0], 0.0, 0.9, &mut rng), Some(1));
-        assert_eq!(rng.next_u64(), untouched.next_u64());
-        assert_eq!(next_token(&[f32::NAN, f32::NEG_INFINITY], 0.0, 0.9, &mut rng), None);
-    }
-}
+mod tests;

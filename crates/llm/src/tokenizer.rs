@@ -1,94 +1,81 @@
-//! A model's tokenizer, built from its file's metadata.
+//! A model's tokenizer: text to token ids and back.
 //!
-//! Byte-level byte-pair encoding, with the way of splitting text into words that the file names. Control tokens
-//! (`<|im_start|>` and the like) are recognized in the text, as chat templates need it: text that comes from outside
-//! can therefore end a turn, see [`TextTokenizer::without_control_tokens`].
+//! Control tokens (`<|im_start|>` and the like) are recognized in the text, as chat templates need it: text that comes
+//! from outside can therefore end a turn, see [`TextTokenizer::without_control_tokens`]. A tokenizer's own
+//! post-processing is deliberately not run: beginning tokens are put here, once, and nothing is ever appended.
 
-use crate::{
-    LlmError,
-    gguf::{GgufFile, Value},
-};
-use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
-    models::bpe::BPE,
-    pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence},
-};
-
-/// Token type of control tokens in GGUF.
-const CONTROL: i64 = 3;
-
-type Bpe = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+use crate::{LlmError, gguf::GgufFile, vocabulary};
+use tokenizers::Tokenizer;
 
 /// Text to token ids and back.
 pub struct TextTokenizer {
-    bpe: Bpe,
+    tokenizer: Tokenizer,
+    /// Tokens that must not come in from foreign text.
     control: Vec<String>,
     begin: Option<u32>,
-    end: Option<u32>,
+    /// The first is the one that the files name as the end of a text.
+    ends: Vec<u32>,
     add_begin: bool,
 }
 
+/// What a model's files say of its tokenizer beside the vocabulary.
+pub(crate) struct Marks {
+    pub(crate) begin: Option<u32>,
+    /// Tokens that end an answer, the main one first; repetitions are dropped.
+    pub(crate) ends: Vec<u32>,
+    /// Texts begin with `begin`.
+    pub(crate) add_begin: bool,
+}
+
 impl TextTokenizer {
-    /// Builds the tokenizer that a file describes.
+    /// Builds the tokenizer that a GGUF file describes.
     ///
     /// # Errors
     /// [`LlmError::File`] when the file has none or it is of a kind that is not supported.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, LlmError> {
-        let kind = file.text("tokenizer.ggml.model")?.unwrap_or("none");
-        let splitting = file.text("tokenizer.ggml.pre")?.unwrap_or("none");
-        if (kind, splitting) != ("gpt2", "smollm") {
-            let what = format!(
-                "tokenizer {kind:?} with splitting {splitting:?} is not supported; \"gpt2\" with \"smollm\" is"
-            );
-            return Err(file.error(what));
-        }
-        let missing = |key: &str| file.error(format!("metadata {key} is missing"));
-        let tokens = file.texts("tokenizer.ggml.tokens")?.ok_or_else(|| missing("tokenizer.ggml.tokens"))?;
-        let merges = file.texts("tokenizer.ggml.merges")?.ok_or_else(|| missing("tokenizer.ggml.merges"))?;
-        let merges = merges
-            .into_iter()
-            .map(|merge| {
-                let (left, right) = merge.split_once(' ').ok_or_else(|| {
-                    file.error(format!("metadata tokenizer.ggml.merges has {merge:?}, not two parts"))
-                })?;
-                Ok((left.to_owned(), right.to_owned()))
-            })
-            .collect::<Result<Vec<_>, LlmError>>()?;
-        let vocabulary = (0_u32..).zip(&tokens).map(|(id, token)| (String::from(*token), id)).collect();
-        let bpe = BPE::builder()
-            .vocab_and_merges::<tokenizers::models::bpe::Vocab>(vocabulary, merges)
-            .build()
-            .map_err(|error| file.error(format!("metadata tokenizer.ggml.merges: {error}")))?;
-        let mut bpe = Bpe::new(bpe);
-        let bytes = ByteLevel::new(false, true, true);
-        bpe.with_pre_tokenizer(Some(Sequence::new(vec![Digits::new(true).into(), bytes.into()])));
-        bpe.with_decoder(Some(bytes));
-        let control = control_tokens(file, &tokens)?;
-        let special = control.iter().map(|token| AddedToken::from(token.clone(), true).normalized(false));
-        bpe.add_special_tokens(special).map_err(|error| file.error(format!("control tokens: {error}")))?;
-        let id = |key: &str| -> Result<Option<u32>, LlmError> {
-            let Some(id) = file.count(key)? else { return Ok(None) };
-            let id = u32::try_from(id).ok().filter(|&id| (id as usize) < tokens.len());
-            id.map(Some).ok_or_else(|| file.error(format!("metadata {key} is not a token of the vocabulary")))
-        };
-        let add_begin = matches!(file.get("tokenizer.ggml.add_bos_token"), Some(Value::Bool(true)));
-        Ok(Self {
-            begin: id("tokenizer.ggml.bos_token_id")?,
-            end: id("tokenizer.ggml.eos_token_id")?,
-            add_begin,
-            control,
-            bpe,
-        })
+        let (tokenizer, marks) = vocabulary::from_gguf(file)?;
+        Self::new(tokenizer, marks).map_err(|error| file.error(error.to_string()))
     }
 
-    /// Token ids of a text; control tokens in it are recognized. A file that asks for the beginning token gets it.
+    /// # Errors
+    /// [`LlmError::Tokenizer`] when truncation cannot be switched off.
+    pub(crate) fn new(mut tokenizer: Tokenizer, marks: Marks) -> Result<Self, LlmError> {
+        // Saved with a tokenizer by whoever used it last, and no part of the model.
+        tokenizer.with_truncation(None).map_err(failed)?;
+        tokenizer.with_padding(None);
+        let added = tokenizer.get_added_tokens_decoder();
+        let markup = |text: &str| text.len() > 2 && text.starts_with('<') && text.ends_with('>');
+        let control = added.into_values().filter(|token| token.special || markup(&token.content));
+        let mut control: Vec<String> = control.map(|token| token.content).filter(|text| !text.is_empty()).collect();
+        control.sort_unstable();
+        let mut ends = Vec::new();
+        for end in marks.ends {
+            if !ends.contains(&end) {
+                ends.push(end);
+            }
+        }
+        Ok(Self { tokenizer, control, begin: marks.begin, ends, add_begin: marks.add_begin })
+    }
+
+    /// Token ids of a text; control tokens in it are recognized. A model that asks for the beginning token gets it,
+    /// unless the text begins with it.
     ///
     /// # Errors
     /// [`LlmError::Tokenizer`] when the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, LlmError> {
-        let encoding = self.bpe.encode_fast(text, false).map_err(|error| LlmError::Tokenizer(error.to_string()))?;
-        let begin = self.begin.filter(|begin| self.add_begin && encoding.get_ids().first() != Some(begin));
-        Ok(begin.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+        let mut tokens = self.encode_plain(text)?;
+        if let Some(begin) = self.begin.filter(|begin| self.add_begin && tokens.first() != Some(begin)) {
+            tokens.insert(0, begin);
+        }
+        Ok(tokens)
+    }
+
+    /// Token ids of a text that does not begin one: an answer, or what continues a prompt. No beginning token is put.
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`] when the tokenizer fails.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, LlmError> {
+        Ok(self.tokenizer.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
     }
 
     /// Text of token ids, without control tokens. Bytes that are not UTF-8 become replacement characters.
@@ -96,12 +83,20 @@ impl TextTokenizer {
     /// # Errors
     /// [`LlmError::Tokenizer`] when the tokenizer fails.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, LlmError> {
-        self.bpe.decode(tokens, true).map_err(|error| LlmError::Tokenizer(error.to_string()))
+        self.tokenizer.decode(tokens, true).map_err(failed)
     }
 
-    /// Id of a token by its exact text, as in the vocabulary: `Yes`, `<|im_end|>`; a leading space is `Ġ`.
+    /// As [`Self::decode`], with control tokens as their texts: for what they separate, such as the end of thinking.
+    ///
+    /// # Errors
+    /// [`LlmError::Tokenizer`] when the tokenizer fails.
+    pub fn decode_with_control_tokens(&self, tokens: &[u32]) -> Result<String, LlmError> {
+        self.tokenizer.decode(tokens, false).map_err(failed)
+    }
+
+    /// Id of a token by its exact text, as in the vocabulary: `Yes`, `<|im_end|>`; a leading space is `Ġ` or `▁`.
     pub fn token(&self, text: &str) -> Option<u32> {
-        self.bpe.token_to_id(text)
+        self.tokenizer.token_to_id(text)
     }
 
     /// The token that begins a text, if the model has one.
@@ -109,18 +104,24 @@ impl TextTokenizer {
         self.begin
     }
 
-    /// The token that ends an answer, if the model has one.
+    /// The token that ends a text, if the model has one; the first of [`Self::ends`].
     pub fn end(&self) -> Option<u32> {
-        self.end
+        self.ends.first().copied()
+    }
+
+    /// All tokens that end an answer: of the text, of the turn, of the message. Stop at any of them.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
     }
 
     /// A token's text as in the vocabulary.
     pub fn token_text(&self, token: u32) -> Option<String> {
-        self.bpe.id_to_token(token)
+        self.tokenizer.id_to_token(token)
     }
 
     /// The text with the control tokens in it taken out: for text from outside (a title, a review) that goes into a
-    /// prompt and must not open or close a turn.
+    /// prompt and must not open or close a turn. Markup that the vocabulary has as a token of its own (`<think>`) goes
+    /// too, whether or not the files call it a control token.
     pub fn without_control_tokens(&self, text: &str) -> String {
         let mut text = text.to_owned();
         // Taking one out can make another, so until nothing is left to take.
@@ -131,11 +132,6 @@ impl TextTokenizer {
     }
 }
 
-fn control_tokens(file: &GgufFile, tokens: &[&str]) -> Result<Vec<String>, LlmError> {
-    let types = match file.get("tokenizer.ggml.token_type") {
-        Some(Value::Array(types)) if types.len() == tokens.len() => types,
-        _ => return Err(file.error("metadata tokenizer.ggml.token_type is not a list as long as the vocabulary")),
-    };
-    let control = types.iter().zip(tokens).filter(|(kind, _)| **kind == Value::Signed(CONTROL));
-    Ok(control.map(|(_, token)| String::from(*token)).filter(|token| !token.is_empty()).collect())
+fn failed(error: tokenizers::Error) -> LlmError {
+    LlmError::Tokenizer(error.to_string())
 }

@@ -115,7 +115,20 @@ fn values_equal_the_reference_to_the_bit() {
     let fixture =
         std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quants.safetensors")).unwrap();
     let fixture = safetensors::SafeTensors::deserialize(&fixture).unwrap();
-    let formats = [("F16", Format::F16), ("Q4_0", Format::Q4_0), ("Q4_1", Format::Q4_1), ("Q8_0", Format::Q8_0)];
+    let formats = [
+        ("F16", Format::F16),
+        ("BF16", Format::BF16),
+        ("Q4_0", Format::Q4_0),
+        ("Q4_1", Format::Q4_1),
+        ("Q5_0", Format::Q5_0),
+        ("Q5_1", Format::Q5_1),
+        ("Q8_0", Format::Q8_0),
+        ("Q2_K", Format::Q2K),
+        ("Q3_K", Format::Q3K),
+        ("Q4_K", Format::Q4K),
+        ("Q5_K", Format::Q5K),
+        ("Q6_K", Format::Q6K),
+    ];
     for (name, format) in formats {
         let bytes = fixture.tensor(&format!("{name}.bytes")).unwrap();
         let expected = fixture.tensor(&format!("{name}.values")).unwrap();

@@ -6,7 +6,9 @@
 mod model;
 
 use rallrec_core::rng::row_rng;
-use rallrec_llm::{Done, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Sampling, model::Position};
+use rallrec_llm::{
+    Done, Finish, GenerateRequest, Generation, LanguageModel, LlmError, Pooling, Precision, Sampling, model::Position,
+};
 use safetensors::SafeTensors;
 use std::{ops::ControlFlow, path::Path, sync::OnceLock};
 
@@ -17,7 +19,9 @@ const CASES: usize = 4;
 /// The model, loaded once a test program.
 fn load() -> &'static LanguageModel {
     static MODEL: OnceLock<LanguageModel> = OnceLock::new();
-    MODEL.get_or_init(|| LanguageModel::load(&model::path(), &rallrec_llm::pick_device("cpu").unwrap()).unwrap())
+    MODEL.get_or_init(|| {
+        LanguageModel::load(&model::path(), &rallrec_llm::pick_device("cpu").unwrap(), Precision::Auto).unwrap()
+    })
 }
 
 struct Reference(Vec<u8>);
@@ -55,7 +59,7 @@ fn go_on(_: Done) -> ControlFlow<()> {
 }
 
 fn greedy(max_new_tokens: usize) -> Sampling {
-    Sampling { temperature: 0.0, top_p: 1.0, max_new_tokens, stop_tokens: vec![], stop_texts: vec![] }
+    Sampling { temperature: 0.0, max_new_tokens, ..Sampling::default() }
 }
 
 #[test]
@@ -99,11 +103,11 @@ fn greedy_answers_are_those_of_transformers() {
     let (model, reference) = (load(), Reference::read());
     let requests = reference.prompts().into_iter();
     let requests = requests.map(|prompt| GenerateRequest { prompt, samples: vec![row_rng(0, "test", 0, 0)] }).collect();
-    let answers = model.generate(requests, &greedy(12), 3, &mut go_on).unwrap();
+    let answers = model.generate(requests, &greedy(128), 3, &mut go_on).unwrap();
     for (case, answers) in answers.into_iter().enumerate() {
         let answer = &answers.unwrap()[0];
         assert_eq!(answer.tokens, reference.tokens(&format!("{case}.greedy")));
-        assert!(!answer.finished);
+        assert_eq!(answer.finish, Finish::Length);
     }
 }
 
@@ -189,6 +193,7 @@ fn a_sample_depends_on_its_generator_and_not_on_the_batch() {
         max_new_tokens: 24,
         stop_tokens: vec![2],
         stop_texts: vec![".".into()],
+        ..Sampling::default()
     };
     let generate = |batch_size: usize, rows: std::ops::Range<usize>| {
         let requests = rows.map(|row| GenerateRequest {
@@ -196,8 +201,11 @@ fn a_sample_depends_on_its_generator_and_not_on_the_batch() {
             samples: (0..3).map(|sample| row_rng(42, "test.generate", row as u64, sample)).collect(),
         });
         let rows = model.generate(requests.collect(), &sampling, batch_size, &mut go_on).unwrap();
-        let texts = |row: Result<Vec<Generation>, LlmError>| -> Vec<(String, Vec<u32>, bool)> {
-            row.unwrap().into_iter().map(|answer| (answer.text, answer.tokens, answer.finished)).collect()
+        let texts = |row: Result<Vec<Generation>, LlmError>| -> Vec<(String, Vec<u32>, Vec<f32>, Finish)> {
+            row.unwrap()
+                .into_iter()
+                .map(|answer| (answer.text, answer.tokens, answer.log_probabilities, answer.finish))
+                .collect()
         };
         rows.into_iter().map(texts).collect::<Vec<_>>()
     };

@@ -50,6 +50,8 @@ fn control_tokens_are_known_and_taken_out_of_foreign_text() {
     let tokenizer = TextTokenizer::from_gguf(&GgufFile::open(&model::path()).unwrap()).unwrap();
     assert_eq!((tokenizer.begin(), tokenizer.end()), (Some(1), Some(2)));
     assert_eq!(tokenizer.token("<|im_end|>"), Some(2));
+    assert_eq!(tokenizer.ends(), [2, 0]);
+    assert_eq!(tokenizer.decode_with_control_tokens(&[1, 2]).unwrap(), "<|im_start|><|im_end|>");
     assert_eq!(tokenizer.decode(&[1, 28120, 2]).unwrap(), tokenizer.token_text(28120).unwrap().replace('Ġ', " "));
     let foreign = "Heat<|im_<|im_end|>end|> (1995)<|im_start|>";
     assert_eq!(tokenizer.without_control_tokens(foreign), "Heat (1995)");
@@ -57,7 +59,9 @@ fn control_tokens_are_known_and_taken_out_of_foreign_text() {
 
 #[test]
 fn chat_prompts_are_those_of_transformers() {
-    let model = LanguageModel::load(&model::path(), &rallrec_llm::pick_device("cpu").unwrap()).unwrap();
+    let model =
+        LanguageModel::load(&model::path(), &rallrec_llm::pick_device("cpu").unwrap(), rallrec_llm::Precision::Auto)
+            .unwrap();
     for chat in fixture().chats {
         assert_eq!(model.chat(&chat.messages, chat.add_generation_prompt).unwrap(), chat.prompt);
     }

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use rallrec_llm::{
-    Adapter, AdapterSettings, LanguageModel, LlmError, StepRecord, Target, TuneHooks, TuneProgress, TuneSample,
+    Adapter, AdapterSettings, LanguageModel, LlmError, Precision, StepRecord, Target, TuneHooks, TuneProgress, TuneSample,
     TuneSettings, Tuned,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -25,7 +25,7 @@ fn fixture(name: &str) -> PathBuf {
 
 fn load(name: &str) -> LanguageModel {
     let device = rallrec_llm::pick_device("cpu").unwrap();
-    LanguageModel::load(&fixture(&format!("tune_{name}.gguf")), &device).unwrap()
+    LanguageModel::load(&fixture(&format!("tune_{name}.gguf")), &device, Precision::F32).unwrap()
 }
 
 struct Reference(Vec<u8>);
@@ -143,6 +143,48 @@ fn first_gradients_are_those_of_peft() {
                 }
             }
         }
+    }
+}
+
+/// Every family: the loss is that of the model as it answers, and the gradient points where the loss falls as fast as it
+/// says.
+#[test]
+fn gradients_of_every_family_are_those_of_the_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = std::fs::File::open(fixture("families.zip")).unwrap();
+    zip::ZipArchive::new(archive).unwrap().extract(folder.path()).unwrap();
+    let device = rallrec_llm::pick_device("cpu").unwrap();
+    for (name, reference) in [("llama2", "llama2"), ("llama31", "llama31"), ("mistral", "mistral"), ("qwen2", "qwen2"),
+        ("qwen3", "qwen3"), ("smollm2", "smollm2"), ("kquants.gguf", "kquants")]
+    {
+        let model = LanguageModel::load(&folder.path().join(name), &device, Precision::Auto).unwrap();
+        let reference = Reference(std::fs::read(folder.path().join(format!("{reference}.reference"))).unwrap());
+        let sample = |id| TuneSample { id, tokens: reference.words(&format!("{id}.ids"), u32::from_le_bytes), answer: 5 };
+        let samples = [sample(0), sample(1)];
+        let targets = Target::ALL.to_vec();
+        let size = AdapterSettings { rank: 2, alpha: 4.0, dropout: 0.0, targets };
+        let start = Adapter::new(model.config(), size, 3, None).unwrap();
+        let moved = |from: &Adapter, by: &dyn Fn(usize) -> f32| {
+            from.with_values(from.values().iter().enumerate().map(|(i, value)| value + by(i)).collect()).unwrap()
+        };
+        // B is not 0 either.
+        let adapter = moved(&start, &|i| 0.05 * ((i * 7919 % 1009) as f32 / 504.5 - 1.0));
+        let (losses, gradients) = model.adapter_gradients(&adapter, &samples, usize::MAX).unwrap();
+        let tuned = model.with_adapter(&adapter).unwrap();
+        for (sample, loss) in samples.iter().zip(&losses) {
+            let answered = tuned.trace(&sample.tokens, usize::MAX).unwrap().pop().unwrap();
+            let sum: f64 = answered.logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+            let expected = sum.ln() - f64::from(answered.logits[5]);
+            assert!((loss - expected).abs() < 2e-3 * expected, "{name}: {loss} and {expected}");
+        }
+        let norm = gradients.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let mean = |step: f64| {
+            let there = moved(&adapter, &|i| (step * f64::from(gradients[i]) / norm) as f32);
+            let (losses, _) = model.adapter_gradients(&there, &samples, 0).unwrap();
+            losses.iter().sum::<f64>() / losses.len() as f64
+        };
+        let slope = (mean(2e-3) - mean(-2e-3)) / 4e-3;
+        assert!((slope / norm - 1.0).abs() < 0.01, "{name}: the slope is {slope}, and the gradient's norm {norm}");
     }
 }
 

@@ -4,7 +4,7 @@ use crate::StageError;
 use arrow_array::RecordBatch;
 use burn::tensor::Device;
 use rallrec_core::{ids::RowRange, task::Progress};
-use rallrec_llm::LanguageModel;
+use rallrec_llm::{LanguageModel, Precision};
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -156,7 +156,8 @@ impl ModelCache {
         if let Some(model) = loaded.get(&source.digest) {
             return Ok(model.clone());
         }
-        let model = LanguageModel::load(&source.path, device).map_err(|e| StageError::Invalid(e.to_string()))?;
+        let model = LanguageModel::load(&source.path, device, Precision::Auto)
+            .map_err(|e| StageError::Invalid(e.to_string()))?;
         let model = Arc::new(model);
         loaded.insert(source.digest.clone(), model.clone());
         Ok(model)

@@ -3,7 +3,7 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
-    language::{self, RowResults},
+    language::{self, Meter, RowResults},
 };
 use rallrec_core::{params::DescribeParams, rng::row_rng};
 use rallrec_llm::{GenerateRequest, Sampling};
@@ -29,20 +29,24 @@ impl Stage for DescribeParams {
         let prompts = language::encode_all(&model, texts, usize::MAX);
         let sampling = Sampling {
             temperature: self.temperature as f32,
+            top_k: self.top_k as usize,
             top_p: self.top_p as f32,
+            min_p: self.min_p as f32,
+            repetition_penalty: self.repetition_penalty as f32,
             max_new_tokens: self.max_new_tokens as usize,
-            stop_tokens: model.tokenizer().end().into_iter().collect(),
-            stop_texts: Vec::new(),
+            stop_tokens: model.tokenizer().ends().to_vec(),
+            stop_texts: self.stop.clone(),
         };
         // Rows that cannot be encoded are left out of the call, so generators are drawn for those that can.
         let good: Vec<usize> = chosen.iter().zip(&prompts).filter(|(_, p)| p.is_ok()).map(|(row, _)| *row).collect();
+        let (slots, mut meter) = (language::slots(self.batch_size, self.kv_bytes), Meter::new(context));
         let written = RowResults::of(prompts, |prompts| {
             let request = |(prompt, row): (Vec<u32>, &usize)| GenerateRequest {
                 prompt,
                 samples: vec![row_rng(context.seed, "describe", item[*row] as u64, 0)],
             };
             let requests = prompts.into_iter().zip(&good).map(request).collect();
-            model.generate(requests, &sampling, self.batch_size as usize, &mut language::watch(context, chosen.len()))
+            model.generate(requests, &sampling, slots, &mut meter.watch(chosen.len()))
         })?;
         let mut out = Descriptions::empty(items.rows());
         for ((&row, value), error) in chosen.iter().zip(&written.values).zip(&written.errors) {
@@ -55,7 +59,7 @@ impl Stage for DescribeParams {
                 output.bad_row(context.rows.map_or(0, |r| r.start) + row as u64, reason)?;
             }
         }
-        output.metric("tokens_written", out.tokens.iter().map(|t| f64::from(*t)).sum());
+        meter.record(output);
         let table = TableBuilder::default()
             .i32("item", "Row position in items.", item.to_vec())
             .text("description", "Empty if not described.", out.text)

@@ -3,7 +3,7 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
-    language::{self, RowResults},
+    language::{self, Meter, RowResults},
     predictions::same_rows,
 };
 use rallrec_core::params::{EmbedParams, Pooling};
@@ -37,10 +37,11 @@ impl Stage for EmbedParams {
             Pooling::Mean => rallrec_llm::Pooling::Mean,
             Pooling::Last => rallrec_llm::Pooling::Last,
         };
+        let mut meter = Meter::new(context);
         let embedded = RowResults::of(prompts, |prompts| {
-            model.embed(&prompts, pooling, self.batch_tokens as usize, &mut language::watch(context, total))
-        })?
-        .refuse_non_finite(|vector| vector);
+            model.embed(&prompts, pooling, self.batch_tokens as usize, &mut meter.watch(total))
+        })?;
+        meter.record(output);
         let first = context.rows.map_or(0, |r| r.start);
         let width = model.hidden_size();
         let mut vectors = Vec::with_capacity(items.rows() * 2 * width);

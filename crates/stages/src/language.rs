@@ -2,8 +2,8 @@
 
 use crate::{OutputWriter, StageContext, StageError, columns::Table};
 use rallrec_core::task::Progress;
-use rallrec_llm::{LanguageModel, LlmError, Message, prefill::Done};
-use std::{ops::ControlFlow, sync::Arc};
+use rallrec_llm::{Done, LanguageModel, LlmError, Message, Slots};
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
 /// The task's model.
 pub(crate) fn model(context: &StageContext<'_>) -> Result<Arc<LanguageModel>, StageError> {
@@ -22,7 +22,7 @@ pub(crate) fn chat(model: &LanguageModel, system: &str, user: &str) -> Result<St
 
 /// The one token of an answer.
 pub(crate) fn answer_token(model: &LanguageModel, answer: &str) -> Result<u32, StageError> {
-    let found = model.encode(answer)?;
+    let found = model.encode_plain(answer)?;
     match found[..] {
         [token] => Ok(token),
         _ => Err(StageError::Invalid(format!(
@@ -67,13 +67,78 @@ pub(crate) fn answer_prompts(
     Ok(encode_all(model, texts, max_tokens as usize))
 }
 
-/// Hears the model's progress, passes it on, and stops it when the task is cancelled. There are `total` rows.
-pub(crate) fn watch<'a>(context: &'a StageContext<'_>, total: usize) -> impl FnMut(Done) -> ControlFlow<()> + 'a {
-    move |done| {
-        let done = Progress { done: done.rows as u64, total: total as u64, tokens: done.tokens, loss: None };
-        context.progress.report(done);
-        if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+/// Hears how far the model is: tells the task's progress, stops the model when the task is cancelled, and counts tokens
+/// over all calls for the manifest.
+pub(crate) struct Meter<'a> {
+    context: &'a StageContext<'a>,
+    began: Instant,
+    /// Of the calls that ended, and of the one in progress.
+    before: Done,
+    now: Done,
+}
+
+impl<'a> Meter<'a> {
+    pub(crate) fn new(context: &'a StageContext<'a>) -> Self {
+        Self { context, began: Instant::now(), before: Done::default(), now: Done::default() }
     }
+
+    /// Listens to the next call, of `total` rows.
+    pub(crate) fn watch(&mut self, total: usize) -> impl FnMut(Done) -> ControlFlow<()> {
+        self.next_call();
+        move |done| {
+            let done = self.hear(done);
+            let rows = done.rows as u64;
+            self.context.progress.report(Progress { done: rows, total: total as u64, tokens: done.tokens, loss: None });
+            self.unless_cancelled()
+        }
+    }
+
+    /// Listens to the next call, whose rows are not the task's.
+    pub(crate) fn watch_quietly(&mut self) -> impl FnMut(Done) -> ControlFlow<()> {
+        self.next_call();
+        move |done| {
+            self.hear(done);
+            self.unless_cancelled()
+        }
+    }
+
+    /// Puts the counts into the manifest: `tokens_read`, `tokens_written`, `tokens_shared` and `tokens_per_second`.
+    pub(crate) fn record(&self, output: &mut dyn OutputWriter) {
+        let all = sum(self.before, self.now);
+        output.metric("tokens_read", all.prompt_tokens as f64);
+        output.metric("tokens_written", all.answer_tokens as f64);
+        output.metric("tokens_shared", all.shared_tokens as f64);
+        let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
+        output.metric("tokens_per_second", all.tokens as f64 / seconds);
+    }
+
+    fn next_call(&mut self) {
+        self.before = sum(self.before, std::mem::take(&mut self.now));
+    }
+
+    fn hear(&mut self, done: Done) -> Done {
+        self.now = done;
+        done
+    }
+
+    fn unless_cancelled(&self) -> ControlFlow<()> {
+        if self.context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+fn sum(a: Done, b: Done) -> Done {
+    Done {
+        rows: a.rows + b.rows,
+        tokens: a.tokens + b.tokens,
+        prompt_tokens: a.prompt_tokens + b.prompt_tokens,
+        shared_tokens: a.shared_tokens + b.shared_tokens,
+        answer_tokens: a.answer_tokens + b.answer_tokens,
+    }
+}
+
+/// How many samples are in progress at once; 0 bytes for what the machine has.
+pub(crate) fn slots(batch_size: u32, kv_bytes: u64) -> Slots {
+    Slots { samples: batch_size as usize, kv_bytes: (kv_bytes > 0).then_some(kv_bytes) }
 }
 
 /// Each row's result, or `None` and a reason where it failed: one reason a row, empty where all is well.
@@ -109,17 +174,6 @@ impl<T> RowResults<T> {
             }
         }
         Ok(Self { values, errors })
-    }
-
-    /// Makes rows with a number that is not finite fail: a damaged model must not pass for an answer.
-    pub(crate) fn refuse_non_finite(mut self, numbers: impl Fn(&T) -> &[f32]) -> Self {
-        for (value, error) in self.values.iter_mut().zip(&mut self.errors) {
-            if value.as_ref().is_some_and(|v| numbers(v).iter().any(|n| !n.is_finite())) {
-                *value = None;
-                *error = Some("the model gives no finite number; its file may be damaged: pull it again".to_owned());
-            }
-        }
-        self
     }
 
     /// Records every failed row; fails when there are too many.
@@ -158,8 +212,6 @@ mod tests {
         assert_eq!(results.values, [Some(10), None, None, Some(30)]);
         let failed: Vec<bool> = results.errors.iter().map(Option::is_some).collect();
         assert_eq!(failed, [false, true, true, false]);
-        let odd = RowResults { values: vec![Some(vec![f32::NAN]), Some(vec![1.0])], errors: vec![None, None] };
-        assert_eq!(odd.refuse_non_finite(|v| v).values, [None, Some(vec![1.0])]);
     }
 
     #[test]

@@ -3,13 +3,12 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError, adapter,
     columns::{Table, TableBuilder},
-    language::{self, RowResults, probability},
+    language::{self, Meter, RowResults, probability},
     predictions::same_rows,
 };
 use rallrec_core::{params::ReasonParams, rng::row_rng};
 use rallrec_llm::{GenerateRequest, Generation, LanguageModel, Sampling};
 use rallrec_recsys::{prompt::reasoning_prompt, trace::parse_prediction};
-use std::ops::ControlFlow;
 
 /// Tokens computed together when the traces are read again for their logits: bounds memory, not results.
 const RESCORE_TOKENS: usize = 4096;
@@ -28,18 +27,24 @@ impl Stage for ReasonParams {
         let asked = asked(self, &table, inputs)?;
         let texts = asked.iter().map(|prompt| Ok(language::chat(&model, "", prompt)? + &self.think_open));
         let prompts = language::encode_all(&model, texts, self.max_prompt_tokens as usize);
-        let traces = sample_traces(self, context, &model, &prompts, sample)?;
+        let mut meter = Meter::new(context);
+        let traces = sample_traces(self, context, &model, &prompts, sample, &mut meter)?;
         traces.record(context, output)?;
-        let p_logit = rescore(self, context, &model, &prompts, &traces.values)?;
-        let written = |of: &dyn Fn(&Generation) -> f64| traces.values.iter().flatten().flatten().map(of).sum::<f64>();
-        output.metric("tokens_written", written(&|t| t.tokens.len() as f64));
-        output.metric("traces_finished", written(&|t| f64::from(u8::from(t.finished))));
+        let p_logit = rescore(self, &model, &prompts, &traces.values, &mut meter)?;
+        meter.record(output);
+        let finished = traces.values.iter().flatten().flatten().filter(|trace| trace.finish.is_natural());
+        output.metric("traces_finished", finished.count() as f64);
         let out = TableBuilder::default()
             .i64("sample", "Position among all samples.", sample.to_vec())
             .text("prompt", "What was asked, with the hint, before the chat template.", asked)
             .text_lists("text", "The traces, without what opens the thinking.", each(&traces, |t| t.text.clone()))
             .i32_lists("tokens", "Tokens of each trace.", each(&traces, |t| t.tokens.len() as i32))
             .f32_lists("seconds", "Seconds from each trace's first to last token.", each(&traces, |t| t.seconds))
+            .f32_lists(
+                "log_probability",
+                "Mean natural log-probability of each trace's tokens in the model's own distribution.",
+                each(&traces, Generation::mean_log_probability),
+            )
             .f32_lists(
                 "p_parse",
                 "1 yes, 0 no, 0.5 neither, read from each trace's text.",
@@ -81,32 +86,58 @@ fn sample_traces(
     model: &LanguageModel,
     prompts: &[Result<Vec<u32>, String>],
     sample: &[i64],
+    meter: &mut Meter<'_>,
 ) -> Result<RowResults<Vec<Generation>>, StageError> {
     let sampling = Sampling {
         temperature: params.temperature as f32,
+        top_k: params.top_k as usize,
         top_p: params.top_p as f32,
+        min_p: params.min_p as f32,
+        repetition_penalty: params.repetition_penalty as f32,
         max_new_tokens: params.max_new_tokens as usize,
-        stop_tokens: model.tokenizer().end().into_iter().collect(),
-        stop_texts: Vec::new(),
+        stop_tokens: model.tokenizer().ends().to_vec(),
+        stop_texts: params.stop.clone(),
     };
     let good: Vec<u64> = prompts.iter().zip(sample).filter(|(p, _)| p.is_ok()).map(|(_, s)| *s as u64).collect();
-    RowResults::of(prompts.to_vec(), |prompts| {
+    let mut traces = RowResults::of(prompts.to_vec(), |prompts| {
         let request = |(prompt, row): (Vec<u32>, u64)| GenerateRequest {
             prompt,
             samples: (0..u64::from(params.samples)).map(|n| row_rng(context.seed, "reason", row, n)).collect(),
         };
         let requests = prompts.into_iter().zip(good).map(request).collect();
-        model.generate(requests, &sampling, params.batch_size as usize, &mut language::watch(context, sample.len()))
-    })
+        let slots = language::slots(params.batch_size, params.kv_bytes);
+        model.generate(requests, &sampling, slots, &mut meter.watch(sample.len()))
+    })?;
+    keep_closing(model, &params.think_close, &mut traces)?;
+    Ok(traces)
+}
+
+/// Where what closes the thinking is a control token, texts leave it out: puts it back, as the answer begins there.
+fn keep_closing(
+    model: &LanguageModel,
+    close: &str,
+    traces: &mut RowResults<Vec<Generation>>,
+) -> Result<(), StageError> {
+    let tokenizer = model.tokenizer();
+    let Some(close) = tokenizer.token(close) else { return Ok(()) };
+    if !tokenizer.decode(&[close])?.is_empty() {
+        return Ok(());
+    }
+    for trace in traces.values.iter_mut().flatten().flatten() {
+        let Some(at) = trace.tokens.iter().rposition(|&token| token == close) else { continue };
+        let (thought, answer) = (tokenizer.decode(&trace.tokens[..at])?, tokenizer.decode(&trace.tokens[at + 1..])?);
+        trace.text = thought + &tokenizer.decode_with_control_tokens(&[close])? + &answer;
+    }
+    Ok(())
 }
 
 /// The probability of yes after every trace: prompt, trace, closed thinking, then the answer position.
 fn rescore(
     params: &ReasonParams,
-    context: &StageContext<'_>,
     model: &LanguageModel,
     prompts: &[Result<Vec<u32>, String>],
     traces: &[Option<Vec<Generation>>],
+    meter: &mut Meter<'_>,
 ) -> Result<Vec<Vec<f32>>, StageError> {
     let answers = [language::answer_token(model, &params.yes)?, language::answer_token(model, &params.no)?];
     let close = params.think_close.as_str();
@@ -115,13 +146,11 @@ fn rescore(
         let (Ok(prompt), Some(traces)) = (prompt, traces) else { continue };
         for trace in traces {
             let thought = trace.text.rsplit_once(close).map_or(trace.text.as_str(), |(before, _)| before);
-            let rest = model.encode(&format!("{thought}{close}\n\n"))?;
+            let rest = model.encode_plain(&format!("{thought}{close}\n\n"))?;
             closed.push([prompt.as_slice(), &rest].concat());
         }
     }
-    let mut unless_cancelled =
-        |_| if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    let mut scored = model.score(&closed, &answers, RESCORE_TOKENS, &mut unless_cancelled)?.into_iter();
+    let mut scored = model.score(&closed, &answers, RESCORE_TOKENS, &mut meter.watch_quietly())?.into_iter();
     let mut next = || match scored.next() {
         Some(Ok(logits)) => probability(logits[0], logits[1]),
         // The only way for one trace to fail is that it fills the context.

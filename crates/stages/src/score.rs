@@ -3,7 +3,7 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError, adapter,
     columns::Table,
-    language::{self, RowResults, probability},
+    language::{self, Meter, RowResults, probability},
     predictions::SampleColumns,
 };
 use rallrec_core::params::ScoreParams;
@@ -22,12 +22,12 @@ impl Stage for ScoreParams {
         let prompts = language::answer_prompts(&model, &table, &self.system, self.max_prompt_tokens)?;
         let tokens: Vec<i32> = prompts.iter().map(|p| p.as_ref().map_or(0, |t| t.len() as i32)).collect();
         let total = prompts.len();
+        let mut meter = Meter::new(context);
         let scored = RowResults::of(prompts, |prompts| {
-            model.score(&prompts, &answers, self.batch_tokens as usize, &mut language::watch(context, total))
-        })?
-        .refuse_non_finite(|logits| logits);
+            model.score(&prompts, &answers, self.batch_tokens as usize, &mut meter.watch(total))
+        })?;
         scored.record(context, output)?;
-        output.metric("tokens_read", tokens.iter().map(|t| f64::from(*t)).sum());
+        meter.record(output);
         let logit = |answer: usize| scored.values.iter().map(|v| v.as_ref().map(|l| l[answer])).collect::<Vec<_>>();
         let p = scored.values.iter().map(|v| v.as_ref().map(|l| probability(l[0], l[1]))).collect();
         let out = SampleColumns::read(&table)?

@@ -6,8 +6,9 @@
 //! operations elsewhere (see [`super::rows`]). How a sequence is cut does not depend on the batch, so neither do
 //! results.
 
-use super::rows::{Rows, TASK_ROWS, dot, largest, on_host, sum};
+use super::rows::{Rows, TASK_ROWS, dot, largest, on_host, rms_norm, rms_norm_backward, sum};
 use crate::{
+    attention::HeadWeights,
     config::ModelConfig,
     host::{RopeTable, exp, floats, floats_mut, read, vectorized},
 };
@@ -23,6 +24,7 @@ const CHUNK: usize = 128;
 #[derive(Clone, Copy)]
 pub(crate) struct Attention<'a> {
     pub(crate) config: &'a ModelConfig,
+    pub(crate) weights: &'a HeadWeights,
     pub(crate) rope: &'a RopeTable,
     pub(crate) device: &'a Device,
 }
@@ -36,6 +38,8 @@ pub(crate) struct Heads {
     keys: Tensor<3>,
     /// \[key heads, positions, head width\]
     values: Tensor<3>,
+    /// Queries and keys before their norms, a head of a position a row, where the model has such norms.
+    unnormed: Option<[Rows; 2]>,
 }
 
 /// Rows of a joined matrix that one tensor \[key heads, positions * group, head width\] fills.
@@ -57,7 +61,7 @@ impl Attention<'_> {
         let mut parts = Vec::new();
         for (heads, span) in heads.iter().zip(spans) {
             for chunk in self.chunks(span.len()) {
-                let weights = self.weights(heads, &chunk);
+                let weights = self.attention_weights(heads, &chunk);
                 let attended = weights.matmul(narrow(&heads.values, 0..chunk.positions.end));
                 parts.push(Part { first_row: span.start + chunk.positions.start, heads: attended });
             }
@@ -73,23 +77,32 @@ impl Attention<'_> {
         for (heads, span) in heads.iter().zip(spans) {
             let gradient = self.split_columns(&gradient, span, 0, self.config.group());
             let (mut d_keys, mut d_values) = (Sum::zeros(&heads.keys), Sum::zeros(&heads.values));
+            let mut d_queries = Vec::new();
             for chunk in self.chunks(span.len()) {
-                let weights = self.weights(heads, &chunk);
+                let weights = self.attention_weights(heads, &chunk);
                 let d_out = narrow(&gradient, chunk.rows.clone());
                 let seen = 0..chunk.positions.end;
                 let d_weights = d_out.clone().matmul(narrow(&heads.values, seen.clone()).swap_dims(1, 2));
                 d_values.add(weights.clone().swap_dims(1, 2).matmul(d_out));
                 let d_scores = softmax_backward(weights, d_weights);
                 d_keys.add(d_scores.clone().swap_dims(1, 2).matmul(narrow(&heads.queries, chunk.rows.clone())));
-                let d_queries = d_scores.matmul(narrow(&heads.keys, seen));
-                queries.push(Part { first_row: span.start + chunk.positions.start, heads: d_queries });
+                d_queries.push(d_scores.matmul(narrow(&heads.keys, seen)));
             }
-            keys.push(Part { first_row: span.start, heads: d_keys.into_tensor(self.device) });
-            values.push(Part { first_row: span.start, heads: d_values.into_tensor(self.device) });
+            let [unnormed_queries, unnormed_keys] = match &heads.unnormed {
+                Some([queries, keys]) => [Some(queries), Some(keys)],
+                None => [None, None],
+            };
+            let d_queries = self.rotated_back(Tensor::cat(d_queries, 1), self.config.group(), self.scale());
+            let d_queries = self.through_norm(d_queries, unnormed_queries, &self.weights.query_norm);
+            let d_keys = self.rotated_back(d_keys.into_tensor(self.device), 1, 1.0);
+            let d_keys = self.through_norm(d_keys, unnormed_keys, &self.weights.key_norm);
+            let part = |heads| Part { first_row: span.start, heads };
+            queries.push(part(d_queries));
+            keys.push(part(d_keys));
+            values.push(part(d_values.into_tensor(self.device)));
         }
         let rows = spans.last().map_or(0, |span| span.end);
-        let joined = self.join(rows, vec![queries, keys, values]);
-        self.rotate_back(joined, spans)
+        self.join(rows, vec![queries, keys, values])
     }
 
     fn scale(&self) -> f32 {
@@ -105,29 +118,67 @@ impl Attention<'_> {
     }
 
     /// Attention weights of a chunk's queries over the positions up to its end, \[key heads, rows, positions\].
-    fn weights(&self, heads: &Heads, chunk: &Chunk) -> Tensor<3> {
+    fn attention_weights(&self, heads: &Heads, chunk: &Chunk) -> Tensor<3> {
         let keys = narrow(&heads.keys, 0..chunk.positions.end).swap_dims(1, 2);
         let scores = narrow(&heads.queries, chunk.rows.clone()).matmul(keys);
         if !on_host(self.device) {
-            return softmax(scores, chunk, self.config.group());
+            return softmax(scores, chunk, self.config);
         }
         let width = chunk.positions.end;
         let mut data = read(scores);
         let parts = floats_mut(&mut data).par_chunks_mut(TASK_ROWS * width).enumerate();
         parts.for_each(|(part, scores)| {
-            vectorized(Softmax { scores, first_row: part * TASK_ROWS, chunk, group: self.config.group() });
+            vectorized(Softmax { scores, first_row: part * TASK_ROWS, chunk, config: self.config });
         });
         Tensor::from_data(data, self.device)
     }
 
-    /// Rotated heads of a sequence.
+    /// The heads of a sequence: biases added, normed where the model does so, rotated.
     fn split(&self, projections: &Rows, span: &Range<usize>) -> Heads {
         let (query, kv, group) = (self.config.query_width(), self.config.kv_width(), self.config.group());
+        let queries = self.with_bias(self.split_columns(projections, span, 0, group), 0, group);
+        let keys = self.with_bias(self.split_columns(projections, span, query, 1), query, 1);
+        let values = self.with_bias(self.split_columns(projections, span, query + kv, 1), query + kv, 1);
+        let (queries, unnormed_queries) = self.normed(queries, &self.weights.query_norm);
+        let (keys, unnormed_keys) = self.normed(keys, &self.weights.key_norm);
         Heads {
-            queries: self.rotated(self.split_columns(projections, span, 0, group), group, self.scale()),
-            keys: self.rotated(self.split_columns(projections, span, query, 1), 1, 1.0),
-            values: self.split_columns(projections, span, query + kv, 1),
+            queries: self.rotated(queries, group, self.scale()),
+            keys: self.rotated(keys, 1, 1.0),
+            values,
+            unnormed: unnormed_queries.zip(unnormed_keys).map(|(queries, keys)| [queries, keys]),
         }
+    }
+
+    /// Adds the biases of the columns from `first` on, where the model has some.
+    fn with_bias(&self, heads: Tensor<3>, first: usize, group: usize) -> Tensor<3> {
+        if self.weights.bias.is_empty() {
+            return heads;
+        }
+        let [kv_heads, rows, width] = heads.dims();
+        let bias = self.weights.bias[first..first + kv_heads * group * width].to_vec();
+        let bias = Tensor::<4>::from_data(TensorData::new(bias, [kv_heads, 1, group, width]), self.device);
+        (heads.reshape([kv_heads, rows / group, group, width]) + bias).reshape([kv_heads, rows, width])
+    }
+
+    /// RMSNorm of every head, and the heads before it; as they are where the model has no such norm.
+    fn normed(&self, heads: Tensor<3>, weight: &[f32]) -> (Tensor<3>, Option<Rows>) {
+        if weight.is_empty() {
+            return (heads, None);
+        }
+        let [kv_heads, rows, width] = heads.dims();
+        let unnormed = Rows::of(heads.reshape([kv_heads * rows, width]));
+        let normed = rms_norm(&unnormed, weight, self.config.norm_epsilon).into_tensor(self.device);
+        (normed.reshape([kv_heads, rows, width]), Some(unnormed))
+    }
+
+    /// The gradient of what [`Self::normed`] was given.
+    fn through_norm(&self, gradient: Tensor<3>, unnormed: Option<&Rows>, weight: &[f32]) -> Tensor<3> {
+        let Some(unnormed) = unnormed else { return gradient };
+        let [kv_heads, rows, width] = gradient.dims();
+        let gradient = gradient.reshape([kv_heads * rows, width]);
+        let zeros = Rows::new(vec![0.0; kv_heads * rows * width], width, self.device);
+        let before = rms_norm_backward(unnormed, weight, self.config.norm_epsilon, gradient, zeros);
+        before.into_tensor(self.device).reshape([kv_heads, rows, width])
     }
 
     /// Some columns of a sequence's rows, from \[positions, key heads * group * head width\] to \[key heads,
@@ -199,7 +250,7 @@ impl Attention<'_> {
         let [kv_heads, rows, width] = heads.dims();
         if !on_host(self.device) {
             let heads = heads.reshape([kv_heads, rows / group, group * width]);
-            return turn(heads, self.rope, 0, group, scale, 1.0).reshape([kv_heads, rows, width]);
+            return turn(heads, self.rope, group, scale, 1.0).reshape([kv_heads, rows, width]);
         }
         let mut data = read(heads);
         floats_mut(&mut data).par_chunks_mut(rows * width).for_each(|head| {
@@ -211,32 +262,20 @@ impl Attention<'_> {
         Tensor::from_data(data, self.device)
     }
 
-    /// Turns the gradient of rotated queries and keys into that of the projections.
-    fn rotate_back(&self, joined: Tensor<2>, spans: &[Range<usize>]) -> Tensor<2> {
-        let (heads, kv_heads) = (self.config.heads, self.config.kv_heads);
-        let (query, kv) = (self.config.query_width(), self.config.kv_width());
-        let [rows, width] = joined.dims();
+    /// Turns the gradient of what [`Self::rotated`] gave into that of what it was given.
+    fn rotated_back(&self, gradient: Tensor<3>, group: usize, scale: f32) -> Tensor<3> {
+        let [kv_heads, rows, width] = gradient.dims();
         if !on_host(self.device) {
-            let back = |columns: Range<usize>, heads: usize, scale: f32| {
-                let parts = spans.iter().map(|span| {
-                    let part = joined.clone().slice([span.clone(), columns.clone()]);
-                    let part = part.reshape([1, span.len(), columns.len()]);
-                    turn(part, self.rope, 0, heads, scale, -1.0).reshape([span.len(), columns.len()])
-                });
-                Tensor::cat(parts.collect(), 0)
-            };
-            let values = joined.clone().slice([0..rows, query + kv..width]);
-            let (queries, keys) = (back(0..query, heads, self.scale()), back(query..query + kv, kv_heads, 1.0));
-            return Tensor::cat(vec![queries, keys, values], 1);
+            let gradient = gradient.reshape([kv_heads, rows / group, group * width]);
+            return turn(gradient, self.rope, group, scale, -1.0).reshape([kv_heads, rows, width]);
         }
-        let mut data = read(joined);
-        let all = floats_mut(&mut data);
-        for span in spans {
-            all[span.start * width..span.end * width].par_chunks_mut(width).enumerate().for_each(|(position, row)| {
-                self.rope.rotate_back(row, heads + kv_heads, position);
-                row[..query].iter_mut().for_each(|x| *x *= self.scale());
-            });
-        }
+        let mut data = read(gradient);
+        floats_mut(&mut data).par_chunks_mut(rows * width).for_each(|head| {
+            for (position, rows) in head.chunks_exact_mut(group * width).enumerate() {
+                self.rope.rotate_back(rows, group, position);
+                rows.iter_mut().for_each(|x| *x *= scale);
+            }
+        });
         Tensor::from_data(data, self.device)
     }
 }
@@ -287,10 +326,10 @@ impl Sum {
 }
 
 /// Rotates `heads` heads beside one another in each row, \[batch, positions, heads * head width\], and scales them.
-fn turn(rows: Tensor<3>, rope: &RopeTable, first: usize, heads: usize, scale: f32, direction: f32) -> Tensor<3> {
+fn turn(rows: Tensor<3>, rope: &RopeTable, heads: usize, scale: f32, direction: f32) -> Tensor<3> {
     let [batch, positions, width] = rows.dims();
     let (half, device) = (width / heads / 2, rows.device());
-    let (cos, sin) = rope.angles(first..first + positions);
+    let (cos, sin) = rope.angles(0..positions);
     let table = |values: &[f32], factor: f32| {
         let values: Vec<f32> = values.iter().map(|x| x * factor).collect();
         Tensor::<4>::from_data(TensorData::new(values, [1, positions, 1, half]), &device)
@@ -304,14 +343,20 @@ fn turn(rows: Tensor<3>, rope: &RopeTable, first: usize, heads: usize, scale: f3
 }
 
 /// Causal softmax by Burn's operations.
-fn softmax(scores: Tensor<3>, chunk: &Chunk, group: usize) -> Tensor<3> {
+fn softmax(scores: Tensor<3>, chunk: &Chunk, config: &ModelConfig) -> Tensor<3> {
     let (rows, width, device) = (chunk.rows.len(), chunk.positions.end, scores.device());
     let mask = (0..rows).flat_map(|row| {
-        let position = chunk.positions.start + row / group;
-        (0..width).map(move |seen| if seen <= position { 0.0 } else { f32::NEG_INFINITY })
+        let seen = seen(chunk.positions.start + row / config.group(), config);
+        (0..width).map(move |position| if seen.contains(&position) { 0.0 } else { f32::NEG_INFINITY })
     });
     let mask = TensorData::new(mask.collect::<Vec<f32>>(), [1, rows, width]);
     activation::softmax(scores + Tensor::from_data(mask, &device), 2)
+}
+
+/// The positions that a position attends to.
+fn seen(position: usize, config: &ModelConfig) -> Range<usize> {
+    let first = (position + 1).saturating_sub(config.sliding_window.unwrap_or(usize::MAX));
+    first..position + 1
 }
 
 /// The gradient of scores from the weights and their gradient: w (dw - sum(w dw)).
@@ -335,7 +380,7 @@ struct Softmax<'a> {
     /// Among the rows of all heads.
     first_row: usize,
     chunk: &'a Chunk,
-    group: usize,
+    config: &'a ModelConfig,
 }
 
 impl pulp::NullaryFnOnce for Softmax<'_> {
@@ -345,13 +390,15 @@ impl pulp::NullaryFnOnce for Softmax<'_> {
     fn call(self) {
         let rows = self.scores.chunks_exact_mut(self.chunk.positions.end);
         for (row, number) in rows.zip(self.first_row..) {
-            let position = self.chunk.positions.start + number % self.chunk.rows.len() / self.group;
-            let (seen, rest) = row.split_at_mut(position + 1);
+            let position = self.chunk.positions.start + number % self.chunk.rows.len() / self.config.group();
+            let seen = seen(position, self.config);
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            let seen = &mut row[seen];
             let max = largest(seen);
             seen.iter_mut().for_each(|x| *x = exp(*x - max));
             let scale = 1.0 / sum(seen);
             seen.iter_mut().for_each(|x| *x *= scale);
-            rest.fill(0.0);
         }
     }
 }

@@ -11,14 +11,19 @@ use super::{
 };
 use crate::{
     adapter::{Adapter, Product},
+    attention::HeadWeights,
+    config::ModelConfig,
     decoder::Decoder,
+    host::RopeTable,
 };
 use burn::tensor::Device;
 use std::ops::Range;
 
 /// A block, and the batch that goes through it.
 pub(crate) struct Block<'a> {
-    attention: Attention<'a>,
+    config: &'a ModelConfig,
+    rope: &'a RopeTable,
+    heads: HeadWeights,
     attention_norm: Vec<f32>,
     feed_norm: Vec<f32>,
     qkv: Projection<'a>,
@@ -65,7 +70,9 @@ impl<'a> Block<'a> {
             trained: TrainedProduct::new(adapter, config, layer, product, draws, device),
         };
         Self {
-            attention: Attention { config, rope: decoder.rope(), device },
+            config,
+            rope: decoder.rope(),
+            heads: weights.heads,
             attention_norm: weights.attention_norm,
             feed_norm: weights.feed_norm,
             qkv: projection(weights.qkv, Product::Qkv),
@@ -82,14 +89,18 @@ impl<'a> Block<'a> {
     /// Floats that [`Kept`] holds for each token.
     pub(crate) fn kept_floats(decoder: &Decoder) -> usize {
         let config = &decoder.config;
-        2 * config.hidden + 2 * config.query_width() + 2 * config.kv_width() + 2 * config.feed_forward
+        2 * config.hidden + 3 * config.query_width() + 3 * config.kv_width() + 2 * config.feed_forward
+    }
+
+    fn attention(&self) -> Attention<'_> {
+        Attention { config: self.config, weights: &self.heads, rope: self.rope, device: self.device }
     }
 
     /// All of the block but its last product.
     pub(crate) fn keep(&self, x: Rows) -> Kept {
         let normed = rms_norm(&x, &self.attention_norm, self.epsilon);
         let qkv = Rows::of(self.qkv.forward(normed, self.sequences, self.device));
-        let (heads, attended) = self.attention.forward(&qkv, &self.spans);
+        let (heads, attended) = self.attention().forward(&qkv, &self.spans);
         drop(qkv);
         let attended = Rows::of(attended);
         let kept = self.output.is_trained().then(|| attended.clone());
@@ -121,7 +132,7 @@ impl<'a> Block<'a> {
         let dy = dy.into_tensor(self.device);
         let attended = || attended.expect("kept where the projection has an adapter");
         let d_attended = self.output.backward(attended, dy.clone(), sequences, gradients, true).expect(always);
-        let d_qkv = self.attention.backward(&heads, d_attended, &self.spans);
+        let d_qkv = self.attention().backward(&heads, d_attended, &self.spans);
         drop(heads);
         let normed = || rms_norm(&x, &self.attention_norm, self.epsilon);
         let d_normed = self.qkv.backward(normed, d_qkv, sequences, gradients, wants_x)?;

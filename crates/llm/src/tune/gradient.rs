@@ -120,7 +120,7 @@ fn cross_entropy(logits: &[f32], answer: usize, weight: f64, gradient: &mut [f32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AdapterSettings, LanguageModel, Target, tune::rows::compute_as_on_a_device};
+    use crate::{AdapterSettings, LanguageModel, Precision, Target, tune::rows::compute_as_on_a_device};
     use burn::tensor::Device;
     use std::path::Path;
 
@@ -128,12 +128,12 @@ mod tests {
     #[test]
     fn host_and_device_agree() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tune_gqa.gguf");
-        let model = LanguageModel::load(&file, &Device::flex()).unwrap();
+        let model = LanguageModel::load(&file, &Device::flex(), Precision::F32).unwrap();
         let settings = AdapterSettings { rank: 3, alpha: 6.0, dropout: 0.1, targets: Target::ALL.to_vec() };
         let adapter = Adapter::new(model.config(), settings, 1, None).unwrap();
         // Not 0 in B either, so that every gradient has something to flow through.
         let values = adapter.values().iter().enumerate().map(|(i, x)| x + 0.1 * (i as f32).sin()).collect();
-        let adapter = adapter.with_values(values);
+        let adapter = adapter.with_values(values).unwrap();
         let sample = |id: u64, count: u32| {
             TuneSample { id, tokens: (0..count).map(|i| (i * 37 + id as u32) % 256).collect(), answer: 11 }
         };

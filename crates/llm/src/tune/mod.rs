@@ -260,7 +260,7 @@ impl Training<'_> {
             Some(best) => (best.step, best.values),
             None => (last, self.state.values),
         };
-        Ok(Tuned { adapter: self.shape.with_values(values), history: self.state.history, step })
+        Ok(Tuned { adapter: self.shape.with_values(values)?, history: self.state.history, step })
     }
 
     /// Samples of the step in work, longest first: in the order in which they are computed.
@@ -288,7 +288,7 @@ impl Training<'_> {
         let count = fit.count().max(1);
         let part: Vec<&TuneSample> = rest[..count].iter().map(|&sample| &self.samples[sample]).collect();
         self.tokens += part.iter().map(|sample| sample.tokens.len() as u64).sum::<u64>();
-        let adapter = self.shape.with_values(std::mem::take(&mut self.state.values));
+        let adapter = self.shape.with_values(std::mem::take(&mut self.state.values))?;
         let gradient = Gradient {
             decoder: &self.model.decoder,
             adapter: &adapter,
@@ -334,7 +334,7 @@ impl Training<'_> {
     }
 
     fn validate(&mut self, hooks: &mut dyn TuneHooks) -> Result<(), LlmError> {
-        let tuned = self.model.with_adapter(&self.shape.with_values(self.state.values.clone()))?;
+        let tuned = self.model.with_adapter(&self.shape.with_values(self.state.values.clone())?)?;
         let ControlFlow::Continue(score) = hooks.validate(&tuned) else { return Err(LlmError::Cancelled) };
         let state = &mut self.state;
         let Some(last) = state.history.last_mut() else { return Ok(()) };

@@ -24,11 +24,11 @@ with torch.no_grad():
     for batch in (1, 8):
         ids = torch.arange(500, 500 + 512 * 7, 7).repeat(batch, 1)
         seconds = best(lambda: model(ids, logits_to_keep=1, use_cache=False))
-        print(f"transformers: prefill 512 x {batch}: {512 * batch / seconds:.0f} tokens/s", flush=True)
+        print(f"prefill 512 x {batch}: {512 * batch / seconds:.0f} tokens/s", flush=True)
     for batch in (1, 8, 32):
         ids = torch.arange(500, 500 + 32 * 7, 7).repeat(batch, 1)
         run = lambda count: model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_p=0.9, pad_token_id=0,
             max_new_tokens=count, min_new_tokens=count)
         seconds = best(lambda: run(64)) - best(lambda: run(1))
-        print(f"transformers: decode, batch {batch}: {batch * 63 / seconds:.1f} tokens/s", flush=True)
+        print(f"decode, batch {batch}: {batch * 63 / seconds:.1f} tokens/s", flush=True)
