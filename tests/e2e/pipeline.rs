@@ -1,6 +1,6 @@
 //! A whole pipeline through the real binary: every kind of stage, reuse, resume, and what the user is told.
 
-use crate::support::{Home, events, is, root, stages_of};
+use crate::support::{Home, events, files, is, root, stages_of};
 
 const TINY: &str = "tests/pipelines/tiny.yaml";
 
@@ -12,7 +12,9 @@ fn a_pipeline_runs_and_only_what_changed_runs_again() {
     let dispatched = first.iter().filter(|e| is(e, "task_dispatched")).count();
     assert_eq!(committed, dispatched, "each task runs once");
     assert!(stages_of(&first, "task_reused").is_empty());
-    assert_eq!(stages_of(&first, "task_committed").len(), 13, "every kind of stage ran");
+    assert_eq!(stages_of(&first, "task_committed").len(), 17, "every stage ran");
+    let left = home.path().join("store/checkpoints");
+    assert!(!left.exists() || files(&left).is_empty(), "a finished task leaves no checkpoints");
     let table = home.ok(&["report", "last"]);
     for system in ["score", "merge", "ctr"] {
         assert!(table.contains(&format!("| {system} ")), "{table}");

@@ -3,6 +3,7 @@
 //! Each slot has one task at a time: claim, run the stage on a thread of its own, commit by create-if-absent, report,
 //! acknowledge. It decides nothing about the run: what to do after a failure is the coordinator's.
 
+mod checkpoint;
 mod input;
 mod output;
 mod task;

@@ -1,6 +1,6 @@
 //! One attempt, from the offer to the last report.
 
-use crate::{Worker, input::TaskInputs, output::TaskOutput};
+use crate::{Worker, checkpoint::TaskCheckpoints, input::TaskInputs, output::TaskOutput};
 use rallrec_core::{
     ids::{TimeMs, WorkerId},
     models::PinnedModel,
@@ -82,6 +82,7 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
         None => Ok(None),
     };
     let model_files = path(offer.model.as_ref().and_then(PinnedModel::files))?;
+    let checkpoints = TaskCheckpoints::new(worker.store.clone(), handle.clone(), offer.key.clone());
     let context = StageContext {
         seed: offer.seed,
         rows: offer.rows,
@@ -90,6 +91,7 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
         device: &worker.device,
         models: &worker.models,
         progress,
+        checkpoints: &checkpoints,
         cancel: &worker.cancel,
     };
     let inputs = TaskInputs::new(worker.store.clone(), handle.clone(), &offer);
@@ -97,7 +99,11 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
     // What a panicking stage leaves is thrown away with its output.
     let ran = catch_unwind(AssertUnwindSafe(|| stage(params).run(&context, &inputs, &mut output)));
     let failed = match ran {
-        Ok(Ok(())) => return output.commit(started.elapsed().as_secs_f64(), now()),
+        Ok(Ok(())) => {
+            let committed = output.commit(started.elapsed().as_secs_f64(), now())?;
+            checkpoints.clear();
+            return Ok(committed);
+        }
         Ok(Err(error)) => error,
         Err(panic) => {
             StageError::Invalid(format!("the stage panicked, which is a bug in rallrec: {}", panic_message(panic)))

@@ -31,6 +31,10 @@ pub enum TableKind {
     Predictions,
     /// One row a sample, with its reasoning traces.
     Traces,
+    /// One row a file of a low-rank adapter.
+    Adapter,
+    /// One row a step of tuning.
+    TuningSteps,
     /// One row a metric of a system.
     Metrics,
     /// One row a line of Markdown.
@@ -83,12 +87,19 @@ pub struct KindInfo {
     pub model: bool,
     /// Whether it draws random numbers, so that `seed` is part of its key.
     pub random: bool,
+    /// Whether it leaves rows out that it cannot read, although it is one task.
+    pub skips: bool,
 }
 
 impl KindInfo {
     /// The driving input of a row-wise kind; `None` for kinds that are one task.
     pub fn drive(&self) -> Option<&'static Port> {
         self.inputs.iter().find(|p| p.mode == Drive)
+    }
+
+    /// Whether rows can be bad without the stage failing, so that `max_bad_rows` has a meaning.
+    pub fn has_bad_rows(&self) -> bool {
+        self.skips || self.drive().is_some()
     }
 }
 
@@ -126,6 +137,7 @@ macro_rules! kinds {
                         data: flags!(data; $($flag)*),
                         model: flags!(model; $($flag)*),
                         random: flags!(random; $($flag)*),
+                        skips: flags!(skips; $($flag)*),
                     }),*
                 }
             }
@@ -136,6 +148,7 @@ macro_rules! flags {
     (data; data $($rest:ident)*) => { true };
     (model; model $($rest:ident)*) => { true };
     (random; random $($rest:ident)*) => { true };
+    (skips; skips $($rest:ident)*) => { true };
     ($want:ident; $other:ident $($rest:ident)*) => { flags!($want; $($rest)*) };
     ($want:ident;) => { false };
 }
@@ -156,12 +169,16 @@ kinds! {
     Align = "align" { version: 1, inputs: [port("text", T::TextEmbeddings, Whole), port("collaborative", T::ItemEmbeddings, Whole)], outputs: ["embeddings": ItemEmbeddings], random };
     /// The vector of each item that is searched.
     Index = "index" { version: 1, inputs: [optional(port("text", T::TextEmbeddings, Whole)), optional(port("collaborative", T::ItemEmbeddings, Whole)), optional(port("aligned", T::ItemEmbeddings, Whole))], outputs: ["index": Index] };
+    /// Some samples at random.
+    Sample = "sample" { version: 1, inputs: [port("samples", T::Samples, Whole)], outputs: ["samples": Samples], random };
     /// Each sample's history and prompt.
     Retrieve = "retrieve" { version: 1, inputs: [port("samples", T::Samples, Drive), port("items", T::Items, Whole), port("users", T::Users, Whole), port("interactions", T::Interactions, Whole), optional(port("index", T::Index, Whole))], outputs: ["prompts": Prompts] };
+    /// A low-rank adapter of a language model.
+    Tune = "tune" { version: 1, inputs: [many(port("prompts", T::Prompts, Whole)), optional(port("valid", T::Prompts, Whole))], outputs: ["adapter": Adapter, "steps": TuningSteps], model, random, skips };
     /// Probability of yes at the answer position.
-    Score = "score" { version: 1, inputs: [port("prompts", T::Prompts, Drive)], outputs: ["predictions": Predictions], model };
+    Score = "score" { version: 1, inputs: [port("prompts", T::Prompts, Drive), optional(port("adapter", T::Adapter, Whole))], outputs: ["predictions": Predictions], model };
     /// Sampled reasoning traces.
-    Reason = "reason" { version: 2, inputs: [port("prompts", T::Prompts, Drive), optional(port("predictions", T::Predictions, Aligned))], outputs: ["traces": Traces], model, random };
+    Reason = "reason" { version: 2, inputs: [port("prompts", T::Prompts, Drive), optional(port("predictions", T::Predictions, Aligned)), optional(port("adapter", T::Adapter, Whole))], outputs: ["traces": Traces], model, random };
     /// Tuned and reasoning predictions merged.
     Merge = "merge" { version: 1, inputs: [many(port("predictions", T::Predictions, Whole)), port("traces", T::Traces, Whole)], outputs: ["predictions": Predictions] };
     /// A click-through-rate baseline.

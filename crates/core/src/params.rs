@@ -346,6 +346,78 @@ params! {
 }
 
 params! {
+    /// `sample`: some samples at random (METHOD section 9). The samples of a smaller count are among those of a
+    /// larger one.
+    SampleParams {
+        /// Samples that are kept, in their order; all of them where there are fewer.
+        count: u32 = 8192u32, Keyed, 1 ..= 100000000;
+    }
+}
+
+choice! {
+    /// A projection that has an adapter.
+    AdapterTarget {
+        /// Queries.
+        Query = "q_proj",
+        /// Keys.
+        Key = "k_proj",
+        /// Values.
+        Value = "v_proj",
+        /// From the heads back.
+        Output = "o_proj",
+        /// Gates of the feed-forward layer.
+        Gate = "gate_proj",
+        /// What the gates open.
+        Up = "up_proj",
+        /// From the feed-forward layer back.
+        Down = "down_proj",
+    }
+}
+params! {
+    /// `tune`: a low-rank adapter (LoRA) of the language model, trained to answer the prompts (METHOD section 9).
+    TuneParams {
+        /// Rank of the adapter's matrices.
+        rank: u32 = 8u32, Keyed, 1 ..= 1024;
+        /// The adapter's part is multiplied with `alpha / rank`.
+        alpha: f64 = 16.0, Keyed, 0.000001 ..= 1000000;
+        /// Share of the adapter's inputs set to 0 in training.
+        dropout: f64 = 0.05, Keyed, 0 ..= 0.95;
+        /// Projections that have an adapter.
+        targets: Vec<AdapterTarget> = vec![AdapterTarget::Query, AdapterTarget::Value], Keyed;
+        /// Peak of the linear schedule.
+        learning_rate: f64 = 0.001, Keyed, 0.000000001 ..= 10;
+        /// Share of the steps in which the learning rate rises from 0.
+        warmup: f64 = 0.05, Keyed, 0 ..= 1;
+        /// AdamW's weight decay.
+        weight_decay: f64 = 0.01, Keyed, 0 ..= 10;
+        /// Gradients are scaled down to this norm; 0 for no limit.
+        clip: f64 = 1.0, Keyed, 0 ..= 1000000;
+        /// Most passes over the prompts.
+        epochs: u32 = 1u32, Keyed, 1 ..= 100000;
+        /// Prompts a step; gradients are summed up over them.
+        batch_size: u32 = 256u32, Keyed, 1 ..= 10000000;
+        /// Steps between two validations; 0 for one after every epoch. Without the input `valid` there are none.
+        eval_steps: u32 = 0u32, Keyed, 0 ..= 100000000;
+        /// Validations without a better AUC before training stops; 0 never stops it.
+        patience: u32 = 2u32, Keyed, 0 ..= 1000;
+        /// Answer that means a like.
+        yes: String = "Yes", Keyed;
+        /// Answer that means no like.
+        no: String = "No", Keyed;
+        /// System message of the chat, as in `score`; empty for none.
+        system: String = "You judge whether a user will like an item. Answer only Yes or No.", Keyed;
+        /// Longest prompt, in tokens (the cut-off); a longer one is a bad row and not learned from.
+        max_prompt_tokens: u32 = 2048u32, Keyed, 1 ..= 1048576;
+        /// Tokens computed together.
+        batch_tokens: u32 = 4096u32, Free, 1 ..= 1048576;
+        /// Memory for what blocks keep for the way back, in MiB; blocks beyond it are computed twice.
+        keep_mb: u32 = 2048u32, Free, 0 ..= 10000000;
+        /// Seconds between two checkpoints, which an interrupted training goes on from.
+        checkpoint_seconds: u32 = 30u32, Free, 0 ..= 86400;
+    }
+}
+
+params! {
     /// `score`: the probability of yes at the answer position, one forward pass a prompt (METHOD section 10).
     ScoreParams {
         /// Answer that means a like.
@@ -525,7 +597,7 @@ macro_rules! stage_params {
 }
 stage_params! {
     Dataset(DatasetParams), Describe(DescribeParams), Embed(EmbedParams), LightGcn(LightGcnParams), Align(AlignParams),
-    Index(IndexParams), Retrieve(RetrieveParams), Score(ScoreParams), Reason(ReasonParams), Merge(MergeParams),
+    Index(IndexParams), Sample(SampleParams), Retrieve(RetrieveParams), Tune(TuneParams), Score(ScoreParams), Reason(ReasonParams), Merge(MergeParams),
     Ctr(CtrParams), Evaluate(EvaluateParams), Report(ReportParams),
 }
 

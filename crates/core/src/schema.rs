@@ -164,6 +164,8 @@ fn stage_of(kind: StageKind) -> Value {
         let shards =
             json!({ "type": ["object", "null"], "additionalProperties": false, "properties": { "rows": rows } });
         properties.insert("shards".into(), with_doc(shards, "How the stage is cut."));
+    }
+    if info.has_bad_rows() {
         let bad_rows = number("integer", bounds::BAD_ROWS, 0, "Rows that may fail before the stage does.");
         properties.insert("max_bad_rows".into(), bad_rows);
     }

@@ -24,7 +24,7 @@ fn whole() -> Pipeline {
 
 fn pins() -> Pins {
     Pins {
-        models: [("llm".to_owned(), "m0".to_owned())].into(),
+        models: [("llm".to_owned(), "m0".to_owned()), ("own".to_owned(), "m0".to_owned())].into(),
         data: [("ratings".to_owned(), "d0".to_owned())].into(),
     }
 }
@@ -58,10 +58,10 @@ fn other(field: &Field, current: &Value, pick: u64) -> Value {
         }
         ValueKind::List(element) => {
             let mut list = current.as_array().unwrap().clone();
-            list.push(if **element == ValueKind::Text {
-                json!(format!("{pick}"))
-            } else {
-                json!(lo as u64 + pick % 100)
+            list.push(match &**element {
+                ValueKind::Choice(words) => json!(words[pick as usize % words.len()]),
+                ValueKind::Text => json!(format!("{pick}")),
+                _ => json!(lo as u64 + pick % 100),
             });
             json!(list)
         }
@@ -138,7 +138,7 @@ proptest! {
 proptest! {
     #[test]
     fn settings_that_do_not_touch_the_output_are_in_no_key(
-        position in 0usize..13, rows in 1u64..10_000, memory_mb in 1u64..100_000, attempts in 1u32..100, bad in 0u64..100,
+        position in 0usize..16, rows in 1u64..10_000, memory_mb in 1u64..100_000, attempts in 1u32..100, bad in 0u64..100,
     ) {
         let pipeline = whole();
         let mut changed = pipeline.clone();
@@ -155,7 +155,7 @@ proptest! {
     }
 
     #[test]
-    fn a_seed_is_in_the_keys_of_the_kinds_that_draw(position in 0usize..13, seed in 43u64..) {
+    fn a_seed_is_in_the_keys_of_the_kinds_that_draw(position in 0usize..16, seed in 43u64..) {
         let pipeline = whole();
         let mut changed = pipeline.clone();
         changed.stages[position].seed = seed;
@@ -261,7 +261,12 @@ fn unpinned_sources_are_named() {
 /// The example pipeline with its model behind a server.
 fn remote(settings: &str) -> Pipeline {
     let server = format!("llm: {{provider: openai, url: \"http://a/v1\", model: m, tokenizer: \"file:t\"{settings}}}");
-    compile("remote.yaml", &WHOLE.replace("llm: {source: smollm2-135m-instruct}", &server), &[]).unwrap()
+    // What tunes needs weights at hand, and a server takes no adapter.
+    let text = WHOLE
+        .replace("llm: {source: smollm2-135m-instruct}", &format!("{server}\n  own: {{source: smollm2-135m-instruct}}"))
+        .replace("{prompts: [retrieve-train]}\n    model: llm", "{prompts: [retrieve-train]}\n    model: own")
+        .replace(", adapter: tune}", "}");
+    compile("remote.yaml", &text, &[]).unwrap()
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 use crate::{
     LlmError,
+    adapter::{Adapter, LowRanks, Product},
     checkpoint::{Checkpoint, HEAD, Stored},
     config::ModelConfig,
     host::{Host, RopeTable, floats, matrix, read},
@@ -39,6 +40,7 @@ pub(crate) struct DenseBlock {
     pub(crate) attention_norm: Vec<f32>,
     /// Queries, keys and values beside one another.
     pub(crate) qkv: Tensor<2>,
+    pub(crate) heads: HeadWeights,
     pub(crate) output: Tensor<2>,
     pub(crate) feed_norm: Vec<f32>,
     /// Gates, then ups.
@@ -46,16 +48,19 @@ pub(crate) struct DenseBlock {
     pub(crate) down: Tensor<2>,
 }
 
-/// All weights, on one device.
+/// All weights, on one device, and perhaps an adapter. A clone shares the weights.
+#[derive(Clone)]
 pub(crate) struct Decoder {
     pub(crate) config: ModelConfig,
     device: Device,
     /// Outputs are tokens: output t of the matrix is the embedding of token t.
     embedding: Arc<Matrix>,
-    blocks: Vec<Block>,
-    norm: Vector,
+    blocks: Arc<Vec<Block>>,
+    norm: Arc<Vector>,
     /// The embedding where both are tied.
     head: Arc<Matrix>,
+    rope: Arc<RopeTable>,
+    adapter: Option<Arc<LowRanks>>,
     ops: Arc<dyn Operations>,
 }
 
@@ -80,16 +85,18 @@ impl Decoder {
         };
         let embedding = tokens("model.embed_tokens.weight")?;
         let head = if config.tied_head { embedding.clone() } else { tokens(HEAD)? };
-        let rope = RopeTable::new(&config.rope_frequencies(), config.context);
-        let ops = operations(&config, embedding.clone(), Arc::new(rope), device);
+        let rope = Arc::new(RopeTable::new(&config.rope_frequencies(), config.context));
+        let ops = operations(&config, embedding.clone(), rope.clone(), device);
         let load = |index| Block::load(weights, index, device, precision);
         let blocks = (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?;
         Ok(Self {
-            norm: Vector::new(weights.vector("model.norm.weight", hidden)?, device),
+            norm: Arc::new(Vector::new(weights.vector("model.norm.weight", hidden)?, device)),
             embedding,
             head,
             device: device.clone(),
-            blocks,
+            blocks: Arc::new(blocks),
+            rope,
+            adapter: None,
             ops,
             config,
         })
@@ -117,11 +124,12 @@ impl Decoder {
         let (ops, epsilon) = (&self.ops, self.config.norm_epsilon);
         for (layer, block) in self.blocks.iter().enumerate() {
             let (sum, normed) = ops.add_rms_norm(residual, delta, &block.attention_norm, epsilon);
-            let attended = attention.attend(block.qkv.apply(normed), layer, &block.heads);
-            let attended = block.output.apply(attended);
+            let qkv = self.product(layer, Product::Qkv, normed, &block.qkv);
+            let attended = attention.attend(qkv, layer, &block.heads);
+            let attended = self.product(layer, Product::Output, attended, &block.output);
             let (sum, normed) = ops.add_rms_norm(sum, Some(attended), &block.feed_norm, epsilon);
-            let fed = ops.swiglu(block.gate_up.apply(normed));
-            delta = Some(block.down.apply(fed));
+            let fed = ops.swiglu(self.product(layer, Product::GateUp, normed, &block.gate_up));
+            delta = Some(self.product(layer, Product::Down, fed, &block.down));
             residual = sum;
         }
         Stream { residual, delta }
@@ -130,6 +138,20 @@ impl Decoder {
     /// Room for the keys and values of a batch's sequences, on the device.
     pub(crate) fn pool(&self) -> KvPool {
         KvPool::new(self.ops.cache(&self.config))
+    }
+
+    /// A block's product, with the adapter's part if there is one.
+    fn product(&self, layer: usize, product: Product, x: Tensor<2>, weights: &Matrix) -> Tensor<2> {
+        let Some(adapter) = &self.adapter else { return weights.apply(x) };
+        let y = weights.apply(x.clone());
+        adapter.add(layer, product, x, y)
+    }
+
+    /// The same weights with an adapter, in place of the one that it may have.
+    pub(crate) fn with_adapter(&self, adapter: &Adapter) -> Result<Self, LlmError> {
+        adapter.check(&self.config)?;
+        let low_ranks = LowRanks::new(adapter, &self.config, &self.device);
+        Ok(Self { adapter: Some(Arc::new(low_ranks)), ..self.clone() })
     }
 
     /// The hidden states that the head reads: the given rows of [`Self::forward`]'s result after the final norm.
@@ -181,11 +203,25 @@ impl Decoder {
         DenseBlock {
             attention_norm: block.attention_norm.values().to_vec(),
             qkv: block.qkv.dense(&self.device),
+            heads: block.heads.clone(),
             output: block.output.dense(&self.device),
             feed_norm: block.feed_norm.values().to_vec(),
             gate_up: block.gate_up.dense(&self.device),
             down: block.down.dense(&self.device),
         }
+    }
+
+    /// The final norm's weights, and the head \[hidden, vocabulary\], made anew at every call.
+    pub(crate) fn dense_head(&self) -> (&[f32], Tensor<2>) {
+        (self.norm.values(), self.head.dense(&self.device))
+    }
+
+    pub(crate) fn rope(&self) -> &RopeTable {
+        &self.rope
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Bytes of the matrices in memory.

@@ -35,6 +35,20 @@ pub enum LlmError {
         /// What is wrong with it.
         what: String,
     },
+    /// An adapter is malformed, of a kind that is not supported, or of another model.
+    #[error("adapter: {0}")]
+    Adapter(String),
+    /// A saved state of a training cannot be continued. Begin again.
+    #[error("saved state of a training: {0}")]
+    State(String),
+    /// The loss or its gradients are not numbers any more.
+    #[error("the loss became {loss} or its gradients infinite in step {step} of tuning; lower learning_rate")]
+    Diverged {
+        /// The step, from 1.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+    },
     /// An argument that makes no sense, such as a temperature below 0.
     #[error("{0}")]
     Argument(String),

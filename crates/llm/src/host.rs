@@ -293,6 +293,23 @@ impl RopeTable {
             }
         }
     }
+
+    /// Undoes [`Self::rotate`]: the gradient of rotated values becomes that of the values.
+    pub(crate) fn rotate_back(&self, row: &mut [f32], heads: usize, position: usize) {
+        let (cos, sin) = self.angles(position..position + 1);
+        for head in row.chunks_exact_mut(2 * self.half).take(heads) {
+            let (low, high) = head.split_at_mut(self.half);
+            for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                (*a, *b) = (*a * c + *b * s, *b * c - *a * s);
+            }
+        }
+    }
+
+    /// Cosines and sines of some positions, `head_width / 2` each.
+    pub(crate) fn angles(&self, positions: std::ops::Range<usize>) -> (&[f32], &[f32]) {
+        let at = positions.start * self.half..positions.end * self.half;
+        (&self.cos[at.clone()], &self.sin[at])
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //!               `- attention -> kv
 //! ```
 
+pub mod adapter;
 mod attention;
 #[cfg(any(test, feature = "cuda"))]
 mod attention_plan;
@@ -41,12 +42,14 @@ pub mod sampler;
 mod shards;
 mod stopping;
 pub mod tokenizer;
+pub mod tune;
 mod vocabulary;
 
 #[cfg(test)]
 #[path = "../tests/tiny/mod.rs"]
 mod tiny;
 
+pub use adapter::{Adapter, AdapterSettings, Target};
 pub use chat::Message;
 pub use checkpoint::SamplingDefaults;
 pub use device::pick_device;
@@ -56,3 +59,4 @@ pub use matrix::Precision;
 pub use model::LanguageModel;
 pub use prefill::{Done, OnProgress, Pooling, Rows, TokenBudget};
 pub use sampler::Sampling;
+pub use tune::{StepRecord, TuneHooks, TuneProgress, TuneSample, TuneSettings, Tuned};

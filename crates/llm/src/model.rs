@@ -2,6 +2,7 @@
 
 use crate::{
     LlmError,
+    adapter::Adapter,
     chat::{ChatTemplate, Message},
     checkpoint::{ModelFiles, SamplingDefaults},
     config::ModelConfig,
@@ -15,7 +16,7 @@ use crate::{
     tokenizer::TextTokenizer,
 };
 use burn::tensor::Device;
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// A Llama-family model. It does not change once loaded: share it between threads.
 ///
@@ -24,8 +25,8 @@ use std::path::Path;
 /// processor; processors with other vector widths differ in the last bits, as do other devices.
 pub struct LanguageModel {
     pub(crate) decoder: Decoder,
-    tokenizer: TextTokenizer,
-    template: Option<ChatTemplate>,
+    tokenizer: Arc<TextTokenizer>,
+    template: Arc<Option<ChatTemplate>>,
     defaults: SamplingDefaults,
 }
 
@@ -47,7 +48,17 @@ impl LanguageModel {
         let ModelFiles { weights, tokenizer, template, defaults } = ModelFiles::open(path)?;
         let decoder = Decoder::load(&*weights, device, precision)?;
         tracing::debug!(path = %path.display(), config = ?decoder.config, "language model loaded");
-        Ok(Self { decoder, tokenizer, template, defaults })
+        Ok(Self { decoder, tokenizer: Arc::new(tokenizer), template: Arc::new(template), defaults })
+    }
+
+    /// The same model with an adapter, in place of the one that it may have. The weights are shared, not copied.
+    ///
+    /// # Errors
+    /// [`LlmError::Adapter`] when the adapter was made for a model of another shape; it names the tensor.
+    pub fn with_adapter(&self, adapter: &Adapter) -> Result<Self, LlmError> {
+        let decoder = self.decoder.with_adapter(adapter)?;
+        let (tokenizer, template) = (self.tokenizer.clone(), self.template.clone());
+        Ok(Self { decoder, tokenizer, template, defaults: self.defaults })
     }
 
     /// The sampling that the model's makers recommend, where its files say so.
@@ -97,7 +108,7 @@ impl LanguageModel {
     /// [`LlmError::Template`] when the model has no chat template or it refuses the conversation.
     pub fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, LlmError> {
         let missing = || LlmError::Template("the model has none; use an instruction-tuned model".into());
-        self.template.as_ref().ok_or_else(missing)?.render(messages, add_generation_prompt)
+        Option::as_ref(&self.template).ok_or_else(missing)?.render(messages, add_generation_prompt)
     }
 
     /// One vector a prompt, \[hidden size\]: the last layer's hidden states after the final norm, pooled (eq. 2, 3).

@@ -111,6 +111,7 @@ pub(crate) struct Segment<'a> {
 }
 
 /// What is done to a layer's queries, keys and values before the rotary embedding; empty where the model has none.
+#[derive(Clone)]
 pub(crate) struct HeadWeights {
     /// Added to queries, keys and values beside one another.
     pub(crate) bias: Vector,
@@ -121,6 +122,7 @@ pub(crate) struct HeadWeights {
 }
 
 /// A vector of weights, in host memory and on the device.
+#[derive(Clone)]
 pub(crate) struct Vector {
     values: Vec<f32>,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the host reads the values"))]

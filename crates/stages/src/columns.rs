@@ -2,8 +2,8 @@
 
 use crate::StageError;
 use arrow_array::{
-    Array, ArrayRef, FixedSizeListArray, Float32Array, Float64Array, Int8Array, Int32Array, Int64Array, ListArray,
-    RecordBatch, StringArray,
+    Array, ArrayRef, BinaryArray, FixedSizeListArray, Float32Array, Float64Array, Int8Array, Int32Array, Int64Array,
+    ListArray, RecordBatch, StringArray,
     builder::{Float32Builder, Int32Builder, ListBuilder, StringBuilder},
 };
 use arrow_schema::{DataType, Field, Schema};
@@ -49,6 +49,11 @@ impl TableBuilder {
         text(Vec<String>) => StringArray,
         /// Text, some missing.
         text_opt(Vec<Option<String>>) => StringArray,
+    }
+
+    /// Bytes.
+    pub(crate) fn binary(self, name: &str, doc: &str, values: &[&[u8]]) -> Self {
+        self.push(name, doc, Arc::new(BinaryArray::from(values.to_vec())))
     }
 
     /// Vectors of `dim` floats, row-major.
@@ -168,6 +173,11 @@ impl<'a> Table<'a> {
     /// Text; missing values are empty.
     pub(crate) fn text(&self, column: &str) -> Result<Vec<&'a str>, StageError> {
         Ok(self.typed::<StringArray>(column)?.iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// Bytes; missing values are empty.
+    pub(crate) fn binary(&self, column: &str) -> Result<Vec<&'a [u8]>, StageError> {
+        Ok(self.typed::<BinaryArray>(column)?.iter().map(Option::unwrap_or_default).collect())
     }
 
     /// Vectors, row-major, and their dimension.

@@ -62,6 +62,36 @@ pub trait ProgressSink: Send + Sync {
     fn report(&self, progress: Progress);
 }
 
+/// Keeps what an unfinished task goes on from when it is attempted again.
+pub trait Checkpoints: Send + Sync {
+    /// What an earlier attempt saved last, if it saved something.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    fn latest(&self) -> Result<Option<Vec<u8>>, StageError>;
+
+    /// Replaces what was saved before.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or is full.
+    fn save(&self, state: Vec<u8>) -> Result<(), StageError>;
+}
+
+/// Checkpoints in memory, for tests.
+#[derive(Debug, Default)]
+pub struct MemoryCheckpoints(Mutex<Option<Vec<u8>>>);
+
+impl Checkpoints for MemoryCheckpoints {
+    fn latest(&self) -> Result<Option<Vec<u8>>, StageError> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn save(&self, state: Vec<u8>) -> Result<(), StageError> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        Ok(())
+    }
+}
+
 /// Set when the task should stop soon.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
@@ -100,6 +130,8 @@ pub struct StageContext<'a> {
     pub models: &'a ModelCache,
     /// Hears how far the stage is.
     pub progress: &'a dyn ProgressSink,
+    /// What an earlier attempt left.
+    pub checkpoints: &'a dyn Checkpoints,
     /// Set when the task should stop.
     pub cancel: &'a Cancel,
 }

@@ -1,6 +1,6 @@
 //! What the stages that use a language model share: the model, prompts in its chat format, rows that failed.
 
-use crate::{Model, OutputWriter, StageContext, StageError, meter::Meter, remote::Remote};
+use crate::{Model, OutputWriter, StageContext, StageError, columns::Table, meter::Meter, remote::Remote};
 use rallrec_llm::{
     GenerateRequest, Generation, LanguageModel, LlmError, Message, OnProgress, Pooling, Rows, Sampling, Slots,
 };
@@ -77,7 +77,7 @@ impl Prompt {
     }
 
     /// The tokens for a local model; prompts are made by the model that computes them.
-    fn into_tokens(self) -> Vec<u32> {
+    pub(crate) fn into_tokens(self) -> Vec<u32> {
         match self {
             Self::Tokens(tokens) => tokens,
             Self::Remote { .. } => Vec::new(),
@@ -148,10 +148,7 @@ impl Language {
     /// An answer, which must be one token.
     pub(crate) fn answer(&self, answer: &str) -> Result<Answer, StageError> {
         match self {
-            Self::Local(model) => match model.encode_plain(answer)?[..] {
-                [token] => Ok(Answer::Token(token)),
-                ref found => Err(not_one_token(answer, found.len())),
-            },
+            Self::Local(model) => answer_token(model, answer).map(Answer::Token),
             Self::Remote(remote) => remote.answer(answer),
         }
     }
@@ -285,6 +282,14 @@ pub(crate) fn chat(model: &Language, system: &str, user: &str) -> Result<Written
     }
 }
 
+/// The one token of an answer.
+pub(crate) fn answer_token(model: &LanguageModel, answer: &str) -> Result<u32, StageError> {
+    match model.encode_plain(answer)?[..] {
+        [token] => Ok(token),
+        ref found => Err(not_one_token(answer, found.len())),
+    }
+}
+
 pub(crate) fn not_one_token(answer: &str, tokens: usize) -> StageError {
     StageError::Invalid(format!(
         "the answer {answer:?} is {tokens} tokens in this model, and must be one; choose another word for with.yes or with.no"
@@ -313,6 +318,17 @@ pub(crate) fn encode_all(
         Ok(prompt)
     };
     texts.into_iter().map(encode).collect()
+}
+
+/// A table's prompts up to where the answer begins, as `score` reads them and `tune` learns them.
+pub(crate) fn answer_prompts(
+    model: &Language,
+    prompts: &Table<'_>,
+    system: &str,
+    max_tokens: u32,
+) -> Result<Vec<Result<Prompt, String>>, StageError> {
+    let texts = prompts.text("prompt")?.into_iter().map(|prompt| chat(model, system, prompt));
+    Ok(encode_all(model, texts, max_tokens as usize))
 }
 
 /// Refuses a prompt that is longer than the pipeline allows.

@@ -4,6 +4,7 @@
 //! a device and a model cache, and deliberately nothing of queues, stores, attempts or runs: those are the
 //! worker's. Adding a kind is one variant in `core`, one file here and one line in [`stage`].
 
+mod adapter;
 mod align;
 mod columns;
 mod context;
@@ -23,12 +24,15 @@ mod reason;
 mod remote;
 mod report;
 mod retrieve;
+mod sample;
 mod score;
 mod training;
+mod tune;
 
 pub use burn::tensor::Device;
 pub use context::{
-    Cancel, InputReader, Model, ModelCache, ModelSource, OutputWriter, ProgressSink, RemoteSource, StageContext,
+    Cancel, Checkpoints, InputReader, MemoryCheckpoints, Model, ModelCache, ModelSource, OutputWriter, ProgressSink,
+    RemoteSource, StageContext,
 };
 pub use error::StageError;
 
@@ -57,7 +61,9 @@ pub fn stage(params: StageParams) -> Box<dyn Stage> {
         StageParams::LightGcn(p) => Box::new(p),
         StageParams::Align(p) => Box::new(p),
         StageParams::Index(p) => Box::new(p),
+        StageParams::Sample(p) => Box::new(p),
         StageParams::Retrieve(p) => Box::new(p),
+        StageParams::Tune(p) => Box::new(p),
         StageParams::Score(p) => Box::new(p),
         StageParams::Reason(p) => Box::new(p),
         StageParams::Merge(p) => Box::new(p),

@@ -1,7 +1,7 @@
 //! `reason`: sampled reasoning traces and what each predicts (METHOD sections 11 and 12).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    InputReader, OutputWriter, Stage, StageContext, StageError, adapter,
     columns::{Table, TableBuilder},
     language::{self, Language, Prompt, Request, RowResults, Trace, probability},
     meter::Meter,
@@ -21,7 +21,7 @@ impl Stage for ReasonParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let model = language::model(context)?;
+        let model = adapter::model(context, inputs)?;
         let batch = inputs.table("prompts")?;
         let table = Table::new("prompts", &batch);
         let sample = table.i64("sample")?;

@@ -1,7 +1,7 @@
 //! `score`: the probability of yes at the answer position, one forward pass a prompt (METHOD section 10).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    InputReader, OutputWriter, Stage, StageContext, StageError, adapter,
     columns::Table,
     language::{self, RowResults, probability},
     meter::Meter,
@@ -16,13 +16,11 @@ impl Stage for ScoreParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let model = language::model(context)?;
+        let model = adapter::model(context, inputs)?;
         let answers = [model.answer(&self.yes)?, model.answer(&self.no)?];
         let batch = inputs.table("prompts")?;
         let table = Table::new("prompts", &batch);
-        let texts = table.text("prompt")?;
-        let texts = texts.into_iter().map(|prompt| language::chat(&model, &self.system, prompt));
-        let prompts = language::encode_all(&model, texts, self.max_prompt_tokens as usize);
+        let prompts = language::answer_prompts(&model, &table, &self.system, self.max_prompt_tokens)?;
         let total = prompts.len();
         let mut meter = Meter::new(context);
         let scored = RowResults::of(prompts, |prompts| {

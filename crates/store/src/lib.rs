@@ -1,16 +1,19 @@
 //! The object store: where truth lives.
 //!
-//! Artifacts (tables and their manifest, committed by create-if-absent), the journal of a run, and nothing else.
+//! Artifacts (tables and their manifest, committed by create-if-absent), the journal of a run, checkpoints of
+//! unfinished tasks, and nothing else.
 //! Only `PutMode::Create` on keyed or numbered names decides anything, because that is what every object store and
 //! a local disk can do (`docs/adr/0004`). Deliberately absent: scheduling, leases, knowledge of stages.
 
 mod artifact;
+mod checkpoint;
 mod error;
 mod journal;
 mod manifest;
 mod table;
 
 pub use artifact::{ArtifactWriter, Committed, Producer};
+pub use checkpoint::Checkpoint;
 pub use error::StoreError;
 pub use journal::RunJournal;
 pub use manifest::{BadRow, Manifest, Part, TableManifest};

@@ -201,6 +201,8 @@ fn what(kind: TableKind) -> &'static str {
         TableKind::Traces => "traces",
         TableKind::Metrics => "metrics",
         TableKind::Report => "a report",
+        TableKind::Adapter => "an adapter",
+        TableKind::TuningSteps => "the steps of a training",
     }
 }
 
@@ -347,6 +349,8 @@ fn one_data_set(reader: &mut Reader, drafts: &[Draft], targets: &[Vec<Option<Tar
             StageKind::Dataset => _ = origin.insert(stage, stage),
             // These compare systems, which may have been run on different sets.
             StageKind::Evaluate | StageKind::Report => {}
+            // Learns from words, and numbers no items: its adapter may be used on another set.
+            StageKind::Tune => {}
             _ => {
                 let mut first: Option<(&Reference, usize)> = None;
                 for (need, target) in draft.needs.iter().zip(targets) {

@@ -14,6 +14,7 @@ use crate::{
     params::Field,
 };
 use serde_json::{Map, Value};
+use std::rc::Rc;
 
 /// A catalogue name for examples.
 const EXAMPLE: &str = "smollm2-135m-instruct";
@@ -260,5 +261,17 @@ pub(super) fn check_use(reader: &mut Reader, span: Span, kind: StageKind, model:
             let message = format!("`{kind}` needs the weights, and the model `{}` is behind a server", model.name);
             reader.out.error(span, message, Some("declare one with `source:` and name it here".to_owned()));
         }
+    }
+}
+
+/// Whether a model can take the adapter that its stage is given.
+pub(super) fn check_adapter(reader: &mut Reader, needs: Option<&Rc<Node>>, model: &Model) {
+    let (ModelPlace::Remote(_), Some(Content::Map(inputs))) = (&model.place, needs.map(|node| &node.content)) else {
+        return;
+    };
+    if let Some(adapter) = inputs.iter().find(|input| &*input.key == "adapter") {
+        let message = format!("the model `{}` is behind a server, and takes no adapter from here", model.name);
+        let help = "let the server load the adapter, and declare that as a model of its own";
+        reader.out.error(adapter.key_span, message, Some(help.to_owned()));
     }
 }

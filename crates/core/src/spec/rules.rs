@@ -43,6 +43,13 @@ pub(super) fn check(reader: &mut Reader, params: &StageParams, stage: Span, with
             }
         }
         StageParams::Score(p) => answers(reader, &p.yes, &p.no, &at),
+        StageParams::Tune(p) => {
+            answers(reader, &p.yes, &p.no, &at);
+            if p.targets.is_empty() {
+                let help = Some("for example `targets: [q_proj, v_proj]`".to_owned());
+                reader.out.error(at.of("targets"), "`targets` must name a projection", help);
+            }
+        }
         StageParams::Reason(p) => {
             answers(reader, &p.yes, &p.no, &at);
             for (name, text) in [("think_open", &p.think_open), ("think_close", &p.think_close)] {
@@ -71,6 +78,7 @@ pub(super) fn check(reader: &mut Reader, params: &StageParams, stage: Span, with
         StageParams::LightGcn(_)
         | StageParams::Align(_)
         | StageParams::Index(_)
+        | StageParams::Sample(_)
         | StageParams::Merge(_)
         | StageParams::Ctr(_)
         | StageParams::Evaluate(_)

@@ -124,6 +124,7 @@ fn sources(
             let name = used_source(reader, node, declared, key, section, used)?;
             if let Some(model) = around.models.iter().find(|m| key == "model" && m.name == name) {
                 models::check_use(reader, node.span, kind, model);
+                models::check_adapter(reader, get(fields, "needs"), model);
             }
             return Some(name);
         }
@@ -140,10 +141,12 @@ fn superfluous(reader: &mut Reader, fields: &[Entry], kind: StageKind) {
         let message = format!("`{kind}` draws no random numbers: its `seed` has no effect");
         reader.out.warning(key_span(fields, "seed"), message, Some("remove it".to_owned()));
     }
-    let row_wise = |kind: &&StageKind| kind.info().drive().is_some();
-    for key in ["shards", "max_bad_rows"].into_iter().filter(|key| given(key) && !row_wise(&&kind)) {
+    let row_wise = |kind: &StageKind| kind.info().drive().is_some();
+    let has_bad_rows = |kind: &StageKind| kind.info().has_bad_rows();
+    let keys: [(&str, &dyn Fn(&StageKind) -> bool); 2] = [("shards", &row_wise), ("max_bad_rows", &has_bad_rows)];
+    for (key, takes) in keys.into_iter().filter(|(key, takes)| given(key) && !takes(&kind)) {
         let message = format!("`{key}` is only for kinds that work row by row, and `{kind}` is one task");
-        let kinds: Vec<&str> = StageKind::ALL.iter().filter(row_wise).map(|k| k.info().name).collect();
+        let kinds: Vec<&str> = StageKind::ALL.iter().filter(|kind| takes(kind)).map(|k| k.info().name).collect();
         let help = format!("remove it; it can be used with {}", list(&kinds));
         reader.out.error(key_span(fields, key), message, Some(help));
     }
