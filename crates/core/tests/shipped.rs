@@ -66,7 +66,10 @@ fn set_changes_only_what_uses_the_parameter() {
     assert_eq!(changed("alpha", "0.3"), ["merge", "evaluate", "report"]);
     assert_eq!(changed("alpha", "0.1"), [""; 0], "the same value changes nothing");
     let tuning = ["retrieve-high", "retrieve-sequential", "retrieve-simple", "tune", "score-tuned"];
-    assert_eq!(changed("tuned_on", "20"), ["sample"].iter().chain(&tuning).chain(&["reason", "merge", "evaluate", "report"]).copied().collect::<Vec<_>>());
+    assert_eq!(
+        changed("tuned_on", "20"),
+        ["sample"].iter().chain(&tuning).chain(&["reason", "merge", "evaluate", "report"]).copied().collect::<Vec<_>>()
+    );
     let predictions = ["retrieve", "score"].iter().chain(&tuning).chain(&["reason", "merge", "evaluate", "report"]);
     assert_eq!(changed("k", "12"), predictions.copied().collect::<Vec<_>>());
 }

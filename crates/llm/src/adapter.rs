@@ -86,8 +86,7 @@ impl Product {
 
 impl Target {
     /// Every target, in the order of a block.
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
 
     /// The name of its module in Hugging Face models.
     pub fn name(self) -> &'static str {
@@ -199,7 +198,12 @@ impl Adapter {
     ///
     /// # Errors
     /// [`LlmError::Argument`] without targets, or with a rank of 0.
-    pub fn new(config: &ModelConfig, settings: AdapterSettings, seed: u64, base: Option<&str>) -> Result<Self, LlmError> {
+    pub fn new(
+        config: &ModelConfig,
+        settings: AdapterSettings,
+        seed: u64,
+        base: Option<&str>,
+    ) -> Result<Self, LlmError> {
         let mut settings = settings;
         settings.targets.sort_unstable();
         settings.targets.dedup();
@@ -281,7 +285,8 @@ impl Adapter {
         }
         let layers = self.places.iter().map(|place| place.layer + 1).max().unwrap_or(0);
         if layers != config.layers {
-            let what = format!("it has {layers} layers, but this model has {}: it was made for another model", config.layers);
+            let what =
+                format!("it has {layers} layers, but this model has {}: it was made for another model", config.layers);
             return Err(wrong(what));
         }
         Ok(())
@@ -302,7 +307,9 @@ impl Adapter {
         let bytes: Vec<(&Place, Vec<u8>, Vec<u8>)> = self
             .places
             .iter()
-            .map(|place| (place, little_endian(&self.values[place.down.clone()]), little_endian(&self.values[place.up.clone()])))
+            .map(|place| {
+                (place, little_endian(&self.values[place.down.clone()]), little_endian(&self.values[place.up.clone()]))
+            })
             .collect();
         let mut views = Vec::with_capacity(2 * bytes.len());
         for (place, down, up) in &bytes {
@@ -400,10 +407,14 @@ fn read_settings(config: &Value) -> Result<AdapterSettings, LlmError> {
     if config["peft_type"] != "LORA" {
         return Err(refuse("peft_type", &format!("{} is not supported; \"LORA\" is", config["peft_type"])));
     }
-    let set = |key: &str| !matches!(&config[key], Value::Null | Value::Bool(false))
-        && config[key].as_object().is_none_or(|o| !o.is_empty())
-        && config[key].as_array().is_none_or(|a| !a.is_empty());
-    for key in ["use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias"] {
+    let set = |key: &str| {
+        !matches!(&config[key], Value::Null | Value::Bool(false))
+            && config[key].as_object().is_none_or(|o| !o.is_empty())
+            && config[key].as_array().is_none_or(|a| !a.is_empty())
+    };
+    for key in
+        ["use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias"]
+    {
         if set(key) {
             return Err(refuse(key, "is set, which is not supported; train the adapter without it"));
         }
@@ -429,7 +440,9 @@ fn parse_name(name: &str) -> Option<(usize, Target)> {
 fn read_tensor(tensors: &SafeTensors<'_>, name: &str) -> Result<(Vec<f32>, [usize; 2]), LlmError> {
     let in_file = |what: String| wrong(format!("{WEIGHTS_FILE}: tensor {name} {what}"));
     let tensor = tensors.tensor(name).map_err(|_| in_file("is missing".into()))?;
-    let &[rows, columns] = tensor.shape() else { return Err(in_file(format!("is {:?}, not a matrix", tensor.shape()))) };
+    let &[rows, columns] = tensor.shape() else {
+        return Err(in_file(format!("is {:?}, not a matrix", tensor.shape())));
+    };
     let halves = || tensor.data().chunks_exact(2).map(|b| [b[0], b[1]]);
     let values: Vec<f32> = match tensor.dtype() {
         Dtype::F32 => tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
@@ -460,12 +473,19 @@ impl LowRanks {
     pub(crate) fn new(adapter: &Adapter, config: &ModelConfig, device: &Device) -> Self {
         let layers = (0..config.layers).map(|layer| {
             Product::ALL.map(|product| {
-                let places: Vec<&Place> =
-                    adapter.places.iter().filter(|p| p.layer == layer && product.targets().contains(&p.target)).collect();
+                let places: Vec<&Place> = adapter
+                    .places
+                    .iter()
+                    .filter(|p| p.layer == layer && product.targets().contains(&p.target))
+                    .collect();
                 let inputs = places.first()?.inputs;
                 Some(LowRank {
                     down: matrix(transposed_down(adapter, &places), inputs, device),
-                    up: matrix(scaled_up(adapter, product, &places, config), places.len() * adapter.settings.rank, device),
+                    up: matrix(
+                        scaled_up(adapter, product, &places, config),
+                        places.len() * adapter.settings.rank,
+                        device,
+                    ),
                 })
             })
         });

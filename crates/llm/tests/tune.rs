@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use rallrec_llm::{
-    Adapter, AdapterSettings, LanguageModel, LlmError, Precision, StepRecord, Target, TuneHooks, TuneProgress, TuneSample,
-    TuneSettings, Tuned,
+    Adapter, AdapterSettings, LanguageModel, LlmError, Precision, StepRecord, Target, TuneHooks, TuneProgress,
+    TuneSample, TuneSettings, Tuned,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{
@@ -60,9 +60,10 @@ impl Reference {
     /// The adapter whose tensors' names begin with `prefix`.
     fn adapter(&self, prefix: &str, rank: usize, alpha: f64) -> Adapter {
         let tensors = self.tensors();
-        let ours = tensors.tensors().into_iter().filter_map(|(name, tensor)| {
-            Some((name.strip_prefix(prefix)?.to_owned(), tensor))
-        });
+        let ours = tensors
+            .tensors()
+            .into_iter()
+            .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor)));
         let weights = safetensors::serialize(ours.collect::<Vec<_>>(), None).unwrap();
         let config = format!(r#"{{"peft_type": "LORA", "r": {rank}, "lora_alpha": {alpha}, "lora_dropout": 0.0}}"#);
         Adapter::from_files(&config, &weights).unwrap()
@@ -136,9 +137,10 @@ fn first_gradients_are_those_of_peft() {
                 let (losses, gradients) = model.adapter_gradients(&adapter, &samples, memory_bytes).unwrap();
                 let losses: Vec<f32> = losses.iter().map(|loss| *loss as f32).collect();
                 near(&losses, &reference.floats(&format!("{prefix}first_losses")), 1e-5, "losses");
-                for (matrix, found, expected) in expected.matrices().map(|(matrix, range)| {
-                    (matrix, &gradients[range.clone()], &expected.values()[range])
-                }) {
+                for (matrix, found, expected) in expected
+                    .matrices()
+                    .map(|(matrix, range)| (matrix, &gradients[range.clone()], &expected.values()[range]))
+                {
                     near(found, expected, GRADIENT_TOLERANCE, &format!("{name}, {prefix}{matrix}"));
                 }
             }
@@ -154,12 +156,19 @@ fn gradients_of_every_family_are_those_of_the_loss() {
     let archive = std::fs::File::open(fixture("families.zip")).unwrap();
     zip::ZipArchive::new(archive).unwrap().extract(folder.path()).unwrap();
     let device = rallrec_llm::pick_device("cpu").unwrap();
-    for (name, reference) in [("llama2", "llama2"), ("llama31", "llama31"), ("mistral", "mistral"), ("qwen2", "qwen2"),
-        ("qwen3", "qwen3"), ("smollm2", "smollm2"), ("kquants.gguf", "kquants")]
-    {
+    for (name, reference) in [
+        ("llama2", "llama2"),
+        ("llama31", "llama31"),
+        ("mistral", "mistral"),
+        ("qwen2", "qwen2"),
+        ("qwen3", "qwen3"),
+        ("smollm2", "smollm2"),
+        ("kquants.gguf", "kquants"),
+    ] {
         let model = LanguageModel::load(&folder.path().join(name), &device, Precision::Auto).unwrap();
         let reference = Reference(std::fs::read(folder.path().join(format!("{reference}.reference"))).unwrap());
-        let sample = |id| TuneSample { id, tokens: reference.words(&format!("{id}.ids"), u32::from_le_bytes), answer: 5 };
+        let sample =
+            |id| TuneSample { id, tokens: reference.words(&format!("{id}.ids"), u32::from_le_bytes), answer: 5 };
         let samples = [sample(0), sample(1)];
         let targets = Target::ALL.to_vec();
         let size = AdapterSettings { rank: 2, alpha: 4.0, dropout: 0.0, targets };
@@ -321,7 +330,10 @@ fn an_adapter_of_another_model_is_refused_by_its_tensor() {
     assert!(cut.contains("adapter_model.safetensors"), "{cut}");
     let other = config.replace("\"r\": 3", "\"r\": 5");
     let message = Adapter::from_files(&other, &weights).unwrap_err().to_string();
-    assert!(message.contains("lora_A.weight is [3, 32]") && message.contains("r in adapter_config.json is 5"), "{message}");
+    assert!(
+        message.contains("lora_A.weight is [3, 32]") && message.contains("r in adapter_config.json is 5"),
+        "{message}"
+    );
     let dora = config.replace("\"bias\"", "\"use_dora\": true, \"bias\"");
     let message = Adapter::from_files(&dora, &weights).unwrap_err().to_string();
     assert!(message.contains("use_dora"), "{message}");

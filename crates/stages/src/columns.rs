@@ -2,8 +2,8 @@
 
 use crate::StageError;
 use arrow_array::{
-    Array, ArrayRef, BinaryArray, FixedSizeListArray, Float32Array, Float64Array, Int8Array, Int32Array, Int64Array, ListArray,
-    RecordBatch, StringArray,
+    Array, ArrayRef, BinaryArray, FixedSizeListArray, Float32Array, Float64Array, Int8Array, Int32Array, Int64Array,
+    ListArray, RecordBatch, StringArray,
     builder::{Float32Builder, Int32Builder, ListBuilder, StringBuilder},
 };
 use arrow_schema::{DataType, Field, Schema};

@@ -29,7 +29,8 @@ mod tune;
 
 pub use burn::tensor::Device;
 pub use context::{
-    Cancel, Checkpoints, InputReader, MemoryCheckpoints, ModelCache, ModelSource, OutputWriter, ProgressSink, StageContext,
+    Cancel, Checkpoints, InputReader, MemoryCheckpoints, ModelCache, ModelSource, OutputWriter, ProgressSink,
+    StageContext,
 };
 pub use error::StageError;
 

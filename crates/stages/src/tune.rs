@@ -249,10 +249,18 @@ fn steps(history: &[StepRecord]) -> Result<RecordBatch, StageError> {
     let some = |value: fn(&StepRecord) -> f64| history.iter().map(|record| Some(value(record))).collect();
     TableBuilder::default()
         .i64("step", "Number, from 1.", history.iter().map(|record| record.step.cast_signed()).collect())
-        .i64("epoch", "Pass over the prompts, from 0.", history.iter().map(|record| record.epoch.cast_signed()).collect())
+        .i64(
+            "epoch",
+            "Pass over the prompts, from 0.",
+            history.iter().map(|record| record.epoch.cast_signed()).collect(),
+        )
         .f64_opt("loss", "Mean cross entropy of the step's answers, before the step.", some(|r| r.loss))
         .f64_opt("learning_rate", "Of the step.", some(|r| r.learning_rate))
         .f64_opt("gradient_norm", "Before clipping.", some(|r| r.gradient_norm))
-        .f64_opt("valid_auc", "AUC on the validation prompts after the step, where it was measured.", history.iter().map(|r| r.validation).collect())
+        .f64_opt(
+            "valid_auc",
+            "AUC on the validation prompts after the step, where it was measured.",
+            history.iter().map(|r| r.validation).collect(),
+        )
         .finish()
 }

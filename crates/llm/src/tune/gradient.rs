@@ -134,8 +134,10 @@ mod tests {
         // Not 0 in B either, so that every gradient has something to flow through.
         let values = adapter.values().iter().enumerate().map(|(i, x)| x + 0.1 * (i as f32).sin()).collect();
         let adapter = adapter.with_values(values).unwrap();
-        let sample = |id: u64, count: u32| {
-            TuneSample { id, tokens: (0..count).map(|i| (i * 37 + id as u32) % 256).collect(), answer: 11 }
+        let sample = |id: u64, count: u32| TuneSample {
+            id,
+            tokens: (0..count).map(|i| (i * 37 + id as u32) % 256).collect(),
+            answer: 11,
         };
         let samples = [sample(1, 150), sample(2, 5), sample(3, 40)];
         let compute = |memory_bytes| {

@@ -317,7 +317,14 @@ impl Training<'_> {
         let learning_rate = settings.learning_rate * linear_schedule(number, settings.warmup_steps, self.steps);
         state.optimizer.step(&mut state.values, &state.gradients, learning_rate, settings.weight_decay);
         let epoch = number / self.steps_an_epoch;
-        state.history.push(StepRecord { step: number + 1, epoch, loss, learning_rate, gradient_norm, validation: None });
+        state.history.push(StepRecord {
+            step: number + 1,
+            epoch,
+            loss,
+            learning_rate,
+            gradient_norm,
+            validation: None,
+        });
         state.gradients.fill(0.0);
         state.loss = 0.0;
         state.done = 0;

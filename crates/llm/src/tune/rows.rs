@@ -73,7 +73,11 @@ impl Rows {
     /// Takes a tensor over.
     pub(crate) fn of(tensor: Tensor<2>) -> Self {
         let width = tensor.dims()[1];
-        if on_host(&tensor.device()) { Self::Host(HostRows { data: read(tensor), width }) } else { Self::Device(tensor) }
+        if on_host(&tensor.device()) {
+            Self::Host(HostRows { data: read(tensor), width })
+        } else {
+            Self::Device(tensor)
+        }
     }
 
     /// New rows from host memory.
@@ -412,13 +416,16 @@ mod tests {
 
     /// Values that need all their bits.
     fn some(count: usize, seed: u32) -> Vec<f32> {
-        (0..count as u32).map(|i| (((i.wrapping_mul(2_654_435_761) ^ seed) >> 8) as f32 / 8_388_608.0 - 1.0) / 3.0).collect()
+        (0..count as u32)
+            .map(|i| (((i.wrapping_mul(2_654_435_761) ^ seed) >> 8) as f32 / 8_388_608.0 - 1.0) / 3.0)
+            .collect()
     }
 
     #[test]
     fn a_row_of_a_product_does_not_depend_on_the_others() {
         let device = Device::flex();
-        for (inputs, outputs) in [(32, 32), (64, 128), (576, 960), (1536, 576), (8, 576), (576, 8), (1536, 16), (3, 64)] {
+        for (inputs, outputs) in [(32, 32), (64, 128), (576, 960), (1536, 576), (8, 576), (576, 8), (1536, 16), (3, 64)]
+        {
             let weights = || matrix(some(inputs * outputs, 7), inputs, &device);
             let turned = || matrix(some(inputs * outputs, 9), outputs, &device);
             let x = some(200 * inputs, 3);

@@ -82,7 +82,8 @@ impl State {
             since_best: self.since_best,
         };
         let meta = serde_json::to_string(&meta).map_err(|e| LlmError::State(e.to_string()))?;
-        let mut lists = vec![("values", &self.values), ("mean", &self.optimizer.mean), ("square", &self.optimizer.square)];
+        let mut lists =
+            vec![("values", &self.values), ("mean", &self.optimizer.mean), ("square", &self.optimizer.square)];
         if self.done > 0 {
             lists.push(("gradients", &self.gradients));
         }
@@ -115,7 +116,8 @@ impl State {
         let parameters = adapter.values().len();
         let list = |name: &str| {
             let tensor = tensors.tensor(name).map_err(|e| wrong(e.to_string()))?;
-            let values = tensor.data().chunks_exact(size_of::<f32>()).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let values =
+                tensor.data().chunks_exact(size_of::<f32>()).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             let values: Vec<f32> = values.collect();
             if values.len() == parameters {
                 return Ok(values);
