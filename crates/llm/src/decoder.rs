@@ -81,7 +81,7 @@ impl Decoder {
         let embedding = tokens("model.embed_tokens.weight")?;
         let head = if config.tied_head { embedding.clone() } else { tokens(HEAD)? };
         let rope = RopeTable::new(&config.rope_frequencies(), config.context);
-        let ops = operations(&config, embedding.clone(), Arc::new(rope), device);
+        let ops = operations(&config, embedding.clone(), Arc::new(rope), device)?;
         let load = |index| Block::load(weights, index, device, precision);
         let blocks = (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?;
         Ok(Self {
@@ -243,11 +243,11 @@ fn operations(
     embedding: Arc<Matrix>,
     rope: Arc<RopeTable>,
     device: &Device,
-) -> Arc<dyn Operations> {
+) -> Result<Arc<dyn Operations>, LlmError> {
     #[cfg(feature = "cuda")]
     if *device != Device::flex() {
-        return Arc::new(crate::cuda::Cuda::new(config, &embedding, &rope, device));
+        return Ok(Arc::new(crate::cuda::Cuda::new(config, &embedding, &rope, device)?));
     }
     let _ = (config, device);
-    Arc::new(Host { embedding, rope })
+    Ok(Arc::new(Host { embedding, rope }))
 }

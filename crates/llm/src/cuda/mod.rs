@@ -12,6 +12,7 @@
 mod cache;
 
 use crate::{
+    LlmError,
     config::ModelConfig,
     host::RopeTable,
     matrix::Matrix,
@@ -35,6 +36,8 @@ use cubecl::{
 use rallrec_kernels::{PLANE, feed_forward, norm, sample};
 use std::sync::Arc;
 
+/// Numbers that kernels read and write together.
+const VECTOR: usize = 4;
 /// Units of a cube that goes through a row.
 const ROW_UNITS: u32 = 256;
 /// Units of a cube that samples: as many as there can be, a vocabulary is long.
@@ -60,7 +63,21 @@ struct Shared {
 
 impl Cuda {
     /// Uploads what all layers share. `embedding` is on the device.
-    pub(crate) fn new(config: &ModelConfig, embedding: &Matrix, rope: &RopeTable, device: &Device) -> Self {
+    ///
+    /// # Errors
+    /// [`LlmError::Device`] when the model has a width that the kernels do not take.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        embedding: &Matrix,
+        rope: &RopeTable,
+        device: &Device,
+    ) -> Result<Self, LlmError> {
+        for (width, what) in [(config.hidden, "residual stream"), (config.feed_forward, "feed-forward layer")] {
+            if !width.is_multiple_of(VECTOR) {
+                let what = format!("the {what} is {width} wide, and the kernels take multiples of {VECTOR}; use cpu");
+                return Err(LlmError::Device { name: "cuda".into(), what });
+            }
+        }
         // Rows of tokens: a column of [hidden, vocabulary] would be gathered one number at a time.
         let embedding = contiguous(embedding.dense(device).transpose());
         let client = embedding.client.clone();
@@ -72,7 +89,7 @@ impl Cuda {
             rotation: client.create_from_slice(&rotation),
             client,
         };
-        Self { shared: Arc::new(shared), embedding }
+        Ok(Self { shared: Arc::new(shared), embedding })
     }
 }
 
@@ -97,7 +114,8 @@ impl Shared {
         let width = table.meta.shape()[1];
         let out = self.empty(rows.length, width, to);
         let types = [table.dtype, to].map(dtype_to_elem_type);
-        // SAFETY: the ids are rows of the table, one cube writes each row of `out`, and widths are multiples of 32.
+        // SAFETY: the ids are rows of the table, one cube writes each row of `out`, and widths are multiples of
+        // VECTOR: `Cuda::new` has checked them.
         #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
         unsafe {
             norm::gather_rows::launch_unchecked(
