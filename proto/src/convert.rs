@@ -4,6 +4,7 @@ use crate::{WireError, v1};
 use rallrec_core::{
     ids::RowRange,
     kind::{Mode, StageKind},
+    models::PinnedModel,
     plan::PinnedSource,
     task::FailureClass,
 };
@@ -25,6 +26,38 @@ pub(crate) fn source_out(source: &PinnedSource) -> v1::PinnedSource {
 
 pub(crate) fn source_in(source: v1::PinnedSource) -> PinnedSource {
     PinnedSource { name: source.name, source: source.source, digest: source.digest }
+}
+
+pub(crate) fn model_out(model: &PinnedModel) -> v1::Model {
+    let place = match model {
+        PinnedModel::Local { files, precision } => v1::model::Place::Local(v1::LocalModel {
+            files: Some(source_out(files)),
+            precision: precision.word().to_owned(),
+        }),
+        PinnedModel::Remote { name, remote, tokenizer } => v1::model::Place::Remote(v1::RemoteModel {
+            name: name.clone(),
+            // Plain numbers and texts: this can't fail, and an empty text would not be read.
+            settings_json: serde_json::to_string(remote).unwrap_or_default(),
+            tokenizer: tokenizer.as_ref().map(source_out),
+        }),
+    };
+    v1::Model { place: Some(place) }
+}
+
+pub(crate) fn model_in(model: v1::Model) -> Result<PinnedModel, WireError> {
+    match model.place.ok_or(WireError::Missing { field: "model.place" })? {
+        v1::model::Place::Local(local) => {
+            let files = local.files.map(source_in).ok_or(WireError::Missing { field: "model.local.files" })?;
+            let precision = serde_json::from_value(local.precision.as_str().into())
+                .map_err(|_| WireError::Unknown { field: "model.local.precision", value: local.precision })?;
+            Ok(PinnedModel::Local { files, precision })
+        }
+        v1::model::Place::Remote(remote) => Ok(PinnedModel::Remote {
+            name: remote.name,
+            remote: serde_json::from_str(&remote.settings_json).map_err(WireError::Params)?,
+            tokenizer: remote.tokenizer.map(source_in),
+        }),
+    }
 }
 
 pub(crate) fn mode_out(mode: Mode) -> v1::Mode {

@@ -2,7 +2,7 @@
 
 use crate::{
     WireError,
-    convert::{kind_in, mode_in, mode_out, rows_in, rows_out, source_in, source_out, text_in},
+    convert::{kind_in, mode_in, mode_out, model_in, model_out, rows_in, rows_out, source_in, source_out, text_in},
     v1,
 };
 use bytes::Bytes;
@@ -25,7 +25,7 @@ pub fn encode_offer(offer: &TaskOffer) -> Bytes {
         kind: offer.kind.info().name.to_string(),
         params_json: offer.params.to_string(),
         seed: offer.seed,
-        model: offer.model.as_ref().map(source_out),
+        model: offer.model.as_ref().map(model_out),
         data: offer.data.as_ref().map(source_out),
         max_bad_rows: offer.max_bad_rows,
         rows: offer.rows.map(rows_out),
@@ -50,7 +50,7 @@ pub fn decode_offer(bytes: &[u8]) -> Result<TaskOffer, WireError> {
         kind: kind_in(message.kind)?,
         params: serde_json::from_str(&message.params_json).map_err(WireError::Params)?,
         seed: message.seed,
-        model: message.model.map(source_in),
+        model: message.model.map(model_in).transpose()?,
         data: message.data.map(source_in),
         max_bad_rows: message.max_bad_rows,
         rows: message.rows.map(rows_in).transpose()?,
@@ -90,6 +90,7 @@ mod tests {
     use rallrec_core::{
         ids::RowRange,
         kind::{Mode, StageKind},
+        models::{PinnedModel, Precision, RemoteModel},
         params::StageParams,
         plan::PinnedSource,
     };
@@ -109,6 +110,18 @@ mod tests {
         }))
     }
 
+    fn model() -> impl Strategy<Value = Option<PinnedModel>> {
+        let some = source().prop_filter_map("files", |files| files);
+        let precision = prop_oneof![Just(Precision::Auto), Just(Precision::Bf16), Just(Precision::Int8)];
+        let local = (some, precision).prop_map(|(files, precision)| PinnedModel::Local { files, precision });
+        let remote =
+            (".*", ".*", any::<u32>(), 0.0..1e6, source()).prop_map(|(name, url, retries, price, tokenizer)| {
+                let remote = RemoteModel { url, retries, price_input: price, ..RemoteModel::default() };
+                PinnedModel::Remote { name, remote, tokenizer }
+            });
+        proptest::option::of(prop_oneof![local, remote])
+    }
+
     fn input() -> impl Strategy<Value = TaskInput> {
         let shards =
             proptest::collection::vec((".+", rows()).prop_map(|(key, rows)| InputShard { key: Key(key), rows }), 0..4);
@@ -124,7 +137,7 @@ mod tests {
 
     fn offer() -> impl Strategy<Value = TaskOffer> {
         let who = (".+", any::<u32>(), any::<u32>(), any::<u32>(), ".+", ".+");
-        let what = (prop::sample::select(StageKind::ALL), any::<u64>(), source(), source(), any::<u64>(), rows());
+        let what = (prop::sample::select(StageKind::ALL), any::<u64>(), model(), source(), any::<u64>(), rows());
         let with = (proptest::collection::vec(input(), 0..4), proptest::collection::btree_map(".*", ".*", 0..4));
         (who, what, with).prop_map(|(who, what, (inputs, fields))| TaskOffer {
             run: RunId(who.0),

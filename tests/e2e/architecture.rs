@@ -14,7 +14,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("rallrec-kernels", &[]),
     ("rallrec-llm", &["rallrec-core", "rallrec-kernels"]),
     ("rallrec-recsys", &["rallrec-core"]),
-    ("rallrec-stages", &["rallrec-core", "rallrec-llm", "rallrec-recsys"]),
+    ("rallrec-provider", &["rallrec-core"]),
+    ("rallrec-stages", &["rallrec-core", "rallrec-llm", "rallrec-recsys", "rallrec-provider"]),
     ("rallrec-coordinator", &["rallrec-core", "rallrec-store", "rallrec-queue", "rallrec-proto"]),
     ("rallrec-worker", &["rallrec-core", "rallrec-store", "rallrec-queue", "rallrec-proto", "rallrec-stages"]),
 ];

@@ -6,4 +6,5 @@ mod architecture;
 mod golden;
 mod kill;
 mod pipeline;
+mod provider;
 mod support;

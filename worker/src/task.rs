@@ -3,11 +3,12 @@
 use crate::{Worker, input::TaskInputs, output::TaskOutput};
 use rallrec_core::{
     ids::{TimeMs, WorkerId},
+    models::PinnedModel,
     params::StageParams,
     task::{FailureClass, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_queue::QueueError;
-use rallrec_stages::{ModelSource, ProgressSink, StageContext, StageError, stage};
+use rallrec_stages::{Model, ModelSource, ProgressSink, RemoteSource, StageContext, StageError, stage};
 use rallrec_store::{Committed, StoreError};
 use std::{
     any::Any,
@@ -80,11 +81,11 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
         Some(source) => worker.sources.get(&source.digest).cloned().map(Some).ok_or_else(|| missing(source)),
         None => Ok(None),
     };
-    let model_path: Option<PathBuf> = path(offer.model.as_ref())?;
+    let model_files = path(offer.model.as_ref().and_then(PinnedModel::files))?;
     let context = StageContext {
         seed: offer.seed,
         rows: offer.rows,
-        model: offer.model.as_ref().zip(model_path).map(|(m, path)| ModelSource { digest: m.digest.clone(), path }),
+        model: offer.model.as_ref().and_then(|model| place(model, model_files)),
         data: path(offer.data.as_ref())?,
         device: &worker.device,
         models: &worker.models,
@@ -104,6 +105,19 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
     };
     output.discard();
     Err(failed)
+}
+
+/// A task's model as its stage is given it; files that it has are at `path`.
+fn place(model: &PinnedModel, path: Option<PathBuf>) -> Option<Model> {
+    Some(match model {
+        PinnedModel::Local { files, precision } => {
+            Model::Local(ModelSource { digest: files.digest.clone(), path: path?, precision: *precision })
+        }
+        PinnedModel::Remote { remote, tokenizer, .. } => Model::Remote(RemoteSource {
+            settings: remote.clone(),
+            tokenizer: tokenizer.as_ref().map(|t| t.digest.clone()).zip(path),
+        }),
+    })
 }
 
 fn missing(source: &rallrec_core::plan::PinnedSource) -> StageError {

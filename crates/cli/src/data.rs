@@ -16,9 +16,9 @@ pub fn act(sources: &Sources, role: Role, action: &SourceAction, console: &Conso
     match action {
         SourceAction::List { verify } => list(sources, role, *verify, console),
         SourceAction::Pull { name, from, verify } => {
-            let entry = sources.entry(name)?;
-            if entry.role != role {
-                let right = entry.role.command();
+            let right_role = if name.starts_with("hf:") { Role::Model } else { sources.entry(name)?.role };
+            if right_role != role {
+                let right = right_role.command();
                 return Err(Failure::Invalid(format!("`{name}` is pulled with: rallrec {right} pull {name}")));
             }
             if let Some(record) = sources.pulled(name, *verify)? {

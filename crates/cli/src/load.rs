@@ -12,7 +12,7 @@ use crate::{
 };
 use rallrec_core::{
     plan::Pins,
-    spec::{Pipeline, Source, compile},
+    spec::{Pipeline, compile},
 };
 use std::{
     collections::BTreeMap,
@@ -73,16 +73,13 @@ pub enum Absent {
 /// [`Failure::Invalid`] that names every wrong source.
 pub fn check_names(pipeline: &Pipeline, sources: &Sources) -> Result<(), Failure> {
     let mut wrong = Vec::new();
-    for (role, declared) in declared(pipeline) {
-        if declared.source.starts_with("file:") {
-            continue;
-        }
-        let why = match sources.entry(&declared.source) {
-            Ok(entry) if entry.role == role => continue,
-            Ok(entry) => format!("`{}` is {}, not {}", declared.source, entry.role.noun(), role.noun()),
+    for declared in declared(pipeline).filter(Declared::is_catalogued) {
+        let why = match sources.entry(declared.source) {
+            Ok(entry) if entry.role == declared.role => continue,
+            Ok(entry) => format!("`{}` is {}, not {}", declared.source, entry.role.noun(), declared.role.noun()),
             Err(error) => error.to_string(),
         };
-        wrong.push(format!("{}.{}: {why}", role.command(), declared.name));
+        wrong.push(format!("{}.{}: {why}", declared.role.command(), declared.name));
     }
     if wrong.is_empty() { Ok(()) } else { Err(Failure::Invalid(wrong.join("\n"))) }
 }
@@ -103,23 +100,35 @@ pub fn pin(
     let base = file.parent().unwrap_or(Path::new(""));
     let mut cache = DigestCache::open(home.digests());
     let mut pinned = Pinned::default();
-    for (role, declared) in declared(pipeline) {
+    for declared in declared(pipeline) {
         let (digest, place) = match declared.source.strip_prefix("file:") {
             Some(path) => {
                 let path = base.join(path);
                 (cache.digest(&path)?, path)
             }
-            None => catalogued(role, &declared.source, sources, absent, on)?,
+            None => catalogued(declared.role, declared.source, sources, absent, on)?,
         };
+        check_sha256(&declared, &digest)?;
         pinned.places.insert(digest.clone(), place);
-        let digests = match role {
+        let digests = match declared.role {
             Role::Model => &mut pinned.pins.models,
             Role::Data => &mut pinned.pins.data,
         };
-        digests.insert(declared.name.clone(), digest);
+        digests.insert(declared.name.to_owned(), digest);
     }
     cache.save();
     Ok(pinned)
+}
+
+/// Holds a source against the SHA-256 that the pipeline wants it to have.
+fn check_sha256(declared: &Declared<'_>, found: &str) -> Result<(), Failure> {
+    match declared.sha256 {
+        Some(wanted) if wanted != found => Err(Failure::Invalid(format!(
+            "models.{}: {} has SHA-256 {found}, and the pipeline wants {wanted}; mend one of them",
+            declared.name, declared.source
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Digest and place of a source of the catalogue. A source of one file is that file, as a `file:` source would be.
@@ -135,7 +144,7 @@ fn catalogued(
         (Some(record), _) => record,
         (None, Absent::Pull) => sources.pull(name, None, on)?,
         (None, Absent::Expect) => {
-            let digest = sources.entry(name)?.expected_digest();
+            let digest = if name.contains(':') { None } else { sources.entry(name)?.expected_digest() };
             return Ok((digest.unwrap_or_else(|| format!("{name}, not pulled yet")), folder));
         }
         (None, Absent::Refuse) => {
@@ -171,15 +180,34 @@ pub fn pin_shown(
 /// When a source that is here cannot be read.
 pub fn absent(pipeline: &Pipeline, sources: &Sources) -> Result<Vec<String>, Failure> {
     let mut names = Vec::new();
-    for (_, declared) in declared(pipeline).filter(|(_, d)| !d.source.starts_with("file:")) {
-        if sources.pulled(&declared.source, false)?.is_none() && !names.contains(&declared.source) {
-            names.push(declared.source.clone());
+    for declared in declared(pipeline).filter(|d| !d.source.starts_with("file:")) {
+        if sources.pulled(declared.source, false)?.is_none() && !names.iter().any(|n| n == declared.source) {
+            names.push(declared.source.to_owned());
         }
     }
     Ok(names)
 }
 
-fn declared(pipeline: &Pipeline) -> impl Iterator<Item = (Role, &Source)> {
-    let models = pipeline.models.iter().map(|s| (Role::Model, s));
-    models.chain(pipeline.data.iter().map(|s| (Role::Data, s)))
+/// Something that a pipeline needs on this machine.
+struct Declared<'p> {
+    role: Role,
+    name: &'p str,
+    source: &'p str,
+    sha256: Option<&'p str>,
+}
+
+impl Declared<'_> {
+    fn is_catalogued(&self) -> bool {
+        !self.source.contains(':')
+    }
+}
+
+/// Everything that must be here: models, tokenizers of models behind servers, and data.
+fn declared(pipeline: &Pipeline) -> impl Iterator<Item = Declared<'_>> {
+    let models = pipeline.models.iter().filter_map(|m| {
+        let sha256 = m.pinned_sha256();
+        Some(Declared { role: Role::Model, name: &m.name, source: m.source()?, sha256 })
+    });
+    let data = pipeline.data.iter();
+    models.chain(data.map(|s| Declared { role: Role::Data, name: &s.name, source: &s.source, sha256: None }))
 }

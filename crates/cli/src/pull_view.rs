@@ -56,7 +56,10 @@ impl PullView {
                     format!("; variant {}: {}", record.variant, record.note)
                 };
                 let size = bytes(record.files.iter().map(|f| f.bytes).sum());
-                self.console.note(&format!("  verified: {size} in {}{variant}", folder.display()));
+                // What to pin is told where the catalogue does not pin it.
+                let digest =
+                    if record.name.contains(':') { format!("; sha256 {}", record.digest) } else { String::new() };
+                self.console.note(&format!("  verified: {size} in {}{variant}{digest}", folder.display()));
             }
         }
     }

@@ -8,6 +8,7 @@
 pub mod ids;
 pub mod key;
 pub mod kind;
+pub mod models;
 pub mod params;
 pub mod plan;
 pub mod rng;

@@ -118,6 +118,7 @@ macro_rules! params {
     (@range) => { None };
     (@range $lo:literal, $hi:literal) => { Some(($lo as f64, $hi as f64)) };
 }
+pub(crate) use {choice, params};
 
 choice! {
     /// Layout of a data set's raw files.

@@ -5,8 +5,8 @@
 //!
 //! # Keys
 //! [`PlannedStage::fields`] holds everything that decides what a stage's *rows* are: `kind`, `version`, `with.NAME` for
-//! each keyed parameter (compact JSON, so floats in their shortest form), `seed` for kinds that draw, `model.digest`,
-//! `data.digest`, and for each input `needs.PORT` = `KEY#TABLE`. An input that takes a list has `needs.PORT.I` =
+//! each keyed parameter (compact JSON, so floats in their shortest form), `seed` for kinds that draw, `model.digest` and `model.precision`
+//! (of a remote model `model.provider`, `model.model`, `model.revision` and `model.tokenizer`), `data.digest`, and for each input `needs.PORT` = `KEY#TABLE`. An input that takes a list has `needs.PORT.I` =
 //! `STAGE=KEY#TABLE`: the stage's name stands in the output, as the system's name. [`PlannedStage::row_key`] is their hash.
 //!
 //! [`PlannedStage::stage_key`] tells whole tables apart: rows, and how many of them. A row-wise stage hashes `row_key`,
@@ -28,6 +28,7 @@ use crate::{
     ids::{RowRange, StageName},
     key::{Key, KeyFields},
     kind::{Mode, StageKind},
+    models::PinnedModel,
     params::StageParams,
 };
 use serde::{Deserialize, Serialize};
@@ -88,7 +89,7 @@ pub struct PlannedStage {
     /// What it reads.
     pub needs: Vec<Need>,
     /// The model that it computes with.
-    pub model: Option<PinnedSource>,
+    pub model: Option<PinnedModel>,
     /// The raw data that it reads.
     pub data: Option<PinnedSource>,
     /// Rows a shard; `None` makes it one task.

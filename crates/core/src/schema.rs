@@ -5,6 +5,7 @@
 
 use crate::{
     kind::{KindInfo, StageKind},
+    models::{LocalModel, RemoteModel},
     params::{Field, StageParams, ValueKind},
     spec::{DEFAULT_SEED, DEFAULT_SHARD_ROWS, FORMAT_VERSION, bounds},
 };
@@ -19,6 +20,7 @@ pub fn json_schema() -> Value {
     defs.insert("placeholder".into(), json!({ "type": "string", "pattern": "\\$\\{", "description": "The value of a parameter, or a text with some." }));
     defs.insert("reference".into(), json!({ "type": "string", "description": "A stage (its first table), or STAGE.TABLE.", "pattern": "^[^.]+(\\.[^.]+)?$" }));
     defs.insert("source".into(), source());
+    defs.insert("model".into(), model());
     defs.insert("stage".into(), stage(&kinds));
     for kind in StageKind::ALL {
         defs.insert(format!("stage_{kind}"), stage_of(*kind));
@@ -40,8 +42,8 @@ pub fn json_schema() -> Value {
                 "propertyNames": { "pattern": NAME },
                 "additionalProperties": { "type": ["string", "number", "boolean", "null"] }
             },
-            "models": sources("Language models, by name."),
-            "data": sources("Data sets, by name."),
+            "models": sources("Language models, by name.", "model"),
+            "data": sources("Data sets, by name.", "source"),
             "stages": {
                 "type": "object",
                 "description": "The stages, by name.",
@@ -68,12 +70,12 @@ fn bound(value: f64) -> Value {
     format!("{value}").parse::<u64>().map_or_else(|_| json!(value), |whole| json!(whole))
 }
 
-fn sources(doc: &str) -> Value {
+fn sources(doc: &str, entry: &str) -> Value {
     json!({
         "type": ["object", "null"],
         "description": doc,
         "propertyNames": { "pattern": NAME },
-        "additionalProperties": { "$ref": "#/$defs/source" }
+        "additionalProperties": { "$ref": format!("#/$defs/{entry}") }
     })
 }
 
@@ -84,6 +86,17 @@ fn source() -> Value {
         "additionalProperties": false,
         "properties": { "source": { "type": "string", "description": "A name of the catalogue, or file:PATH." } }
     })
+}
+
+/// A model in files, or one behind a server.
+fn model() -> Value {
+    let form = |fields: Vec<Field>, required: &[&str], doc: &str| {
+        let properties: Map<String, Value> = fields.iter().map(|f| (f.name.to_owned(), field_schema(f))).collect();
+        json!({ "type": "object", "description": doc, "required": required, "additionalProperties": false, "properties": properties })
+    };
+    let local = form(LocalModel::fields(), &["source"], "A model in files.");
+    let remote = form(RemoteModel::fields(), &["provider", "url", "model"], "A model behind an HTTP server.");
+    json!({ "if": { "anyOf": [{ "required": ["provider"] }, { "required": ["url"] }, { "required": ["model"] }] }, "then": remote, "else": local })
 }
 
 /// Any stage: what all kinds share, then the rules of its own kind.

@@ -5,12 +5,13 @@
 //! table that it is checked against lives in [`crate::kind`] and [`crate::params`].
 //!
 //! The way of a file: `node` (text to a tree with places), `syntax` and `recover` (tell a syntax error and go on), `values` (scalars,
-//! `${…}`, types, ranges), `lower` and `stage` (keys), `rules` (what fields mean together), `graph` (references
+//! `${…}`, types, ranges), `lower`, `models` and `stage` (keys), `rules` (what fields mean together), `graph` (references
 //! between stages). All of them report to one `diagnostics` collector and go on.
 
 mod diagnostics;
 mod graph;
 mod lower;
+mod models;
 mod node;
 mod recover;
 mod rules;
@@ -23,6 +24,7 @@ pub use diagnostics::{Diagnostic, Diagnostics, Severity, Span};
 use crate::{
     ids::StageName,
     kind::StageKind,
+    models::Model,
     params::StageParams,
     plan::{Resources, Retry},
 };
@@ -51,7 +53,7 @@ pub struct Pipeline {
     /// Its name.
     pub name: String,
     /// Language models, in the order of the file.
-    pub models: Vec<Source>,
+    pub models: Vec<Model>,
     /// Data sets, in the order of the file.
     pub data: Vec<Source>,
     /// Stages, in the order of the file, which need not be an order in which they can run.
@@ -60,7 +62,7 @@ pub struct Pipeline {
     pub warnings: Diagnostics,
 }
 
-/// A declared model or data set.
+/// A declared data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Its name in the pipeline.

@@ -4,6 +4,7 @@ use crate::{
     ids::{Attempt, RowRange, RunId, StageName, TaskId, WorkerId},
     key::Key,
     kind::{Mode, StageKind},
+    models::PinnedModel,
     plan::PinnedSource,
 };
 use serde::{Deserialize, Serialize};
@@ -53,7 +54,7 @@ pub struct TaskOffer {
     /// Seed of everything random.
     pub seed: u64,
     /// The model to compute with.
-    pub model: Option<PinnedSource>,
+    pub model: Option<PinnedModel>,
     /// The raw data to read.
     pub data: Option<PinnedSource>,
     /// Rows that may fail before the task does.

@@ -5,6 +5,7 @@
 
 use rallrec_core::{
     kind::{KindInfo, Mode, StageKind, TableKind},
+    models::{LocalModel, RemoteModel},
     params::{Effect, Field, StageParams, ValueKind},
     schema::json_schema,
 };
@@ -12,6 +13,8 @@ use std::{env, fmt::Write, fs, path::PathBuf};
 
 const BEGIN: &str = "<!-- generated from the tables: begin -->\n";
 const END: &str = "<!-- generated from the tables: end -->\n";
+const MODELS_BEGIN: &str = "<!-- generated from the tables of models: begin -->\n";
+const MODELS_END: &str = "<!-- generated from the tables of models: end -->\n";
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -35,9 +38,30 @@ fn the_schema_beside_the_pipelines_is_current() {
 #[test]
 fn the_reference_of_the_kinds_is_current() {
     let committed = fs::read_to_string(root().join("docs/pipeline.md")).unwrap();
-    let (head, rest) = committed.split_once(BEGIN).expect("docs/pipeline.md has lost its begin mark");
-    let (_, tail) = rest.split_once(END).expect("docs/pipeline.md has lost its end mark");
-    check("docs/pipeline.md", &format!("{head}{BEGIN}{}{END}{tail}", reference()));
+    let kinds = replaced(&committed, BEGIN, END, &reference());
+    check("docs/pipeline.md", &replaced(&kinds, MODELS_BEGIN, MODELS_END, &models()));
+}
+
+/// The document with another text between two marks.
+fn replaced(document: &str, begin: &str, end: &str, text: &str) -> String {
+    let (head, rest) = document.split_once(begin).unwrap_or_else(|| panic!("docs/pipeline.md has lost {begin}"));
+    let (_, tail) = rest.split_once(end).unwrap_or_else(|| panic!("docs/pipeline.md has lost {end}"));
+    format!("{head}{begin}{text}{end}{tail}")
+}
+
+/// The settings of both forms of a model.
+fn models() -> String {
+    let mut out = String::new();
+    for (title, fields) in
+        [("A model in files", LocalModel::fields()), ("A model behind a server", RemoteModel::fields())]
+    {
+        writeln!(out, "\n{title}:\n\n| setting | type | default | key | meaning |\n|---|---|---|---|---|").unwrap();
+        for field in fields {
+            row(&mut out, &field);
+        }
+    }
+    out.push('\n');
+    out
 }
 
 fn reference() -> String {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use rallrec_core::{
     ids::StageName,
     kind::{Mode, StageKind},
+    models::ModelPlace,
     params::{Effect, Field, StageParams, ValueKind},
     plan::{Pins, Plan, PlannedStage, why_changed},
     spec::{Pipeline, compile},
@@ -255,4 +256,62 @@ fn unpinned_sources_are_named() {
         error.to_string(),
         "stage `dataset` uses the data set `ratings`, whose digest is not known: pull it first"
     );
+}
+
+/// The example pipeline with its model behind a server.
+fn remote(settings: &str) -> Pipeline {
+    let server = format!("llm: {{provider: openai, url: \"http://a/v1\", model: m, tokenizer: \"file:t\"{settings}}}");
+    compile("remote.yaml", &WHOLE.replace("llm: {source: smollm2-135m-instruct}", &server), &[]).unwrap()
+}
+
+#[test]
+fn what_a_server_answers_with_is_in_the_keys_and_how_it_is_asked_is_not() {
+    let old = plan(&remote(""));
+    let keys = |plan: &Plan| plan.stages.iter().map(|s| s.row_key.clone()).collect::<Vec<_>>();
+    for free in [
+        ", api_key_env: KEY",
+        ", concurrency: 3",
+        ", requests_per_minute: 10",
+        ", retries: 0",
+        ", timeout_s: 9",
+        ", price_input: 0.5, price_output: 2",
+    ] {
+        assert_eq!(keys(&old), keys(&plan(&remote(free))), "{free}");
+    }
+    let mut moved = remote("");
+    let ModelPlace::Remote(server) = &mut moved.models[0].place else { panic!("a server") };
+    server.url = "https://elsewhere/v1".into();
+    assert_eq!(keys(&old), keys(&plan(&moved)));
+    let ModelPlace::Remote(server) = &mut moved.models[0].place else { panic!("a server") };
+    server.model = "other".into();
+    assert_ne!(keys(&old), keys(&plan(&moved)));
+    let why = why_changed(&old, &plan(&remote(", revision: \"2\"")), &StageName("score".into()));
+    assert!(why.iter().any(|w| w.to_string() == "model.revision of score:  -> 2"), "{why:?}");
+    let mut pins = pins();
+    pins.models.insert("llm".into(), "other tokenizer".into());
+    assert_ne!(keys(&old), keys(&Plan::new(&remote(""), &pins).unwrap()));
+    assert_ne!(keys(&old), keys(&plan(&whole())));
+}
+
+#[test]
+fn the_precision_of_a_models_weights_is_in_the_keys() {
+    let with = |precision: &str| {
+        let model = format!("llm: {{source: smollm2-135m-instruct, precision: {precision}}}");
+        plan(&compile("p.yaml", &WHOLE.replace("llm: {source: smollm2-135m-instruct}", &model), &[]).unwrap())
+    };
+    assert_eq!(stage(&plan(&whole()), "score").row_key, stage(&with("auto"), "score").row_key);
+    let why = why_changed(&with("bf16"), &with("int8"), &StageName("embed".into()));
+    assert!(why.iter().any(|w| w.to_string() == "model.precision of embed: bf16 -> int8"), "{why:?}");
+}
+
+#[test]
+fn plans_from_before_there_were_servers_are_read() {
+    let mut plan = serde_json::to_value(plan(&whole())).unwrap();
+    for stage in plan["stages"].as_array_mut().unwrap() {
+        if let Some(model) = stage["model"].as_object_mut() {
+            model.remove("precision");
+        }
+    }
+    let read: Plan = serde_json::from_value(plan).unwrap();
+    assert_eq!(read, self::plan(&whole()));
 }

@@ -32,7 +32,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((embed.retry.max_attempts, embed.retry.backoff_ms), (3, 1000));
     assert_eq!(embed.params.to_json()["pooling"], "mean");
     assert_eq!((embed.needs[0].stage, embed.needs[0].table), (0, "items"), "a stage alone is its first table");
-    assert_eq!(pipeline.models[0].source, "file:model.gguf");
+    assert_eq!(pipeline.models[0].source(), Some("file:model.gguf"));
 }
 
 #[test]

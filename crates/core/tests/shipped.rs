@@ -27,9 +27,11 @@ fn shipped() -> Vec<(String, Pipeline)> {
 }
 
 fn pins(pipeline: &Pipeline) -> Pins {
-    let digests =
-        |names: &[rallrec_core::spec::Source]| names.iter().map(|s| (s.name.clone(), "0".repeat(64))).collect();
-    Pins { models: digests(&pipeline.models), data: digests(&pipeline.data) }
+    let digest = |name: &String| (name.clone(), "0".repeat(64));
+    Pins {
+        models: pipeline.models.iter().map(|m| digest(&m.name)).collect(),
+        data: pipeline.data.iter().map(|s| digest(&s.name)).collect(),
+    }
 }
 
 #[test]

@@ -348,9 +348,11 @@ impl<'a> Engine<'a> {
         let x = self.decoder.forward(&mut self.pool, &mut steps);
         let rows: Vec<usize> = (0..self.slots.len()).collect();
         let (rules, prompts) = (self.rules, &self.prompts);
+        // The device's sampler knows no repetition penalty.
         if self.decoder.draws() && rules.sampling.repetition_penalty == 1.0 {
             let draws: Vec<Draw> = self.slots.iter_mut().map(|slot| slot.device_draw(rules.sampling)).collect();
-            for (slot, drawn) in self.slots.iter_mut().zip(self.decoder.draw(x, &rows, &draws)) {
+            let drawn = self.decoder.draw(x, &rows, &draws);
+            for (slot, drawn) in self.slots.iter_mut().zip(drawn) {
                 slot.take(drawn, slot.sequence.len(), rules)?;
             }
         } else {
@@ -449,11 +451,11 @@ impl Slot {
         self.take(drawn, length, rules)
     }
 
-    /// What the device needs to draw the next token, with the number that the sampler would draw.
+    /// What the device needs to draw the next token: the same number as [`Sampler::draw`] would draw.
     fn device_draw(&mut self, sampling: &Sampling) -> Draw {
         let Sampling { temperature, top_k, top_p, min_p, .. } = *sampling;
-        let draws = (1.0 / temperature).is_finite();
-        let uniform = if draws { (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 } else { 0.0 };
+        let greedy = !(1.0 / temperature).is_finite();
+        let uniform = if greedy { 0.0 } else { (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 };
         Draw { temperature, top_k, top_p, min_p, uniform }
     }
 

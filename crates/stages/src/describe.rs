@@ -3,10 +3,11 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
-    language::{self, Meter, RowResults},
+    language::{self, Prompt, Request, RowResults},
+    meter::Meter,
 };
 use rallrec_core::{params::DescribeParams, rng::row_rng};
-use rallrec_llm::{GenerateRequest, Sampling};
+use rallrec_llm::Sampling;
 use rallrec_recsys::prompt::{ItemTemplate, clean_description};
 
 impl Stage for DescribeParams {
@@ -34,32 +35,32 @@ impl Stage for DescribeParams {
             min_p: self.min_p as f32,
             repetition_penalty: self.repetition_penalty as f32,
             max_new_tokens: self.max_new_tokens as usize,
-            stop_tokens: model.tokenizer().ends().to_vec(),
+            stop_tokens: model.end_tokens(),
             stop_texts: self.stop.clone(),
         };
         // Rows that cannot be encoded are left out of the call, so generators are drawn for those that can.
         let good: Vec<usize> = chosen.iter().zip(&prompts).filter(|(_, p)| p.is_ok()).map(|(row, _)| *row).collect();
         let (slots, mut meter) = (language::slots(self.batch_size, self.kv_bytes), Meter::new(context));
         let written = RowResults::of(prompts, |prompts| {
-            let request = |(prompt, row): (Vec<u32>, &usize)| GenerateRequest {
+            let request = |(prompt, row): (Prompt, &usize)| Request {
                 prompt,
                 samples: vec![row_rng(context.seed, "describe", item[*row] as u64, 0)],
             };
             let requests = prompts.into_iter().zip(&good).map(request).collect();
-            model.generate(requests, &sampling, slots, &mut meter.watch(chosen.len()))
+            model.generate(requests, &sampling, slots, None, &mut meter.watch(chosen.len()))
         })?;
         let mut out = Descriptions::empty(items.rows());
         for ((&row, value), error) in chosen.iter().zip(&written.values).zip(&written.errors) {
             if let Some([answer, ..]) = value.as_deref() {
                 out.text[row] = clean_description(&answer.text);
-                out.tokens[row] = answer.tokens.len() as i32;
+                out.tokens[row] = answer.tokens as i32;
             }
             if let Some(reason) = error {
                 out.error[row] = Some(reason.clone());
                 output.bad_row(context.rows.map_or(0, |r| r.start) + row as u64, reason)?;
             }
         }
-        meter.record(output);
+        model.account(&meter, output);
         let table = TableBuilder::default()
             .i32("item", "Row position in items.", item.to_vec())
             .text("description", "Empty if not described.", out.text)

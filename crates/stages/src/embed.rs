@@ -3,7 +3,8 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
-    language::{self, Meter, RowResults},
+    language::{self, RowResults, Written},
+    meter::Meter,
     predictions::same_rows,
 };
 use rallrec_core::params::{EmbedParams, Pooling};
@@ -31,7 +32,7 @@ impl Stage for EmbedParams {
         // An item without a description is embedded by its title alone: both halves are the title's.
         let described: Vec<usize> = (0..items.rows()).filter(|&row| !descriptions[row].is_empty()).collect();
         let texts = titles.into_iter().chain(described.iter().map(|&row| descriptions[row].clone()));
-        let prompts = language::encode_all(&model, texts.map(Ok), usize::MAX);
+        let prompts = language::encode_all(&model, texts.map(|text| Ok(Written::Text(text))), usize::MAX);
         let total = prompts.len();
         let pooling = match self.pooling {
             Pooling::Mean => rallrec_llm::Pooling::Mean,
@@ -39,11 +40,11 @@ impl Stage for EmbedParams {
         };
         let mut meter = Meter::new(context);
         let embedded = RowResults::of(prompts, |prompts| {
-            model.embed(&prompts, pooling, self.batch_tokens as usize, &mut meter.watch(total))
+            model.embed(prompts, pooling, self.batch_tokens as usize, &mut meter.watch(total))
         })?;
-        meter.record(output);
         let first = context.rows.map_or(0, |r| r.start);
-        let width = model.hidden_size();
+        let width = model.width(&embedded.values)?;
+        model.account(&meter, output);
         let mut vectors = Vec::with_capacity(items.rows() * 2 * width);
         for row in 0..items.rows() {
             let title = &embedded.values[row];

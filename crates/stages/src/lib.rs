@@ -17,15 +17,19 @@ mod index;
 mod language;
 mod lightgcn;
 mod merge;
+mod meter;
 mod predictions;
 mod reason;
+mod remote;
 mod report;
 mod retrieve;
 mod score;
 mod training;
 
 pub use burn::tensor::Device;
-pub use context::{Cancel, InputReader, ModelCache, ModelSource, OutputWriter, ProgressSink, StageContext};
+pub use context::{
+    Cancel, InputReader, Model, ModelCache, ModelSource, OutputWriter, ProgressSink, RemoteSource, StageContext,
+};
 pub use error::StageError;
 
 use rallrec_core::params::StageParams;

@@ -3,11 +3,12 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
-    language::{self, Meter, RowResults, probability},
+    language::{self, Language, Prompt, Request, RowResults, Trace, probability},
+    meter::Meter,
     predictions::same_rows,
 };
 use rallrec_core::{params::ReasonParams, rng::row_rng};
-use rallrec_llm::{GenerateRequest, Generation, LanguageModel, Sampling};
+use rallrec_llm::Sampling;
 use rallrec_recsys::{prompt::reasoning_prompt, trace::parse_prediction};
 
 /// Tokens computed together when the traces are read again for their logits: bounds memory, not results.
@@ -25,25 +26,25 @@ impl Stage for ReasonParams {
         let table = Table::new("prompts", &batch);
         let sample = table.i64("sample")?;
         let asked = asked(self, &table, inputs)?;
-        let texts = asked.iter().map(|prompt| Ok(language::chat(&model, "", prompt)? + &self.think_open));
+        let texts = asked.iter().map(|prompt| Ok(language::chat(&model, "", prompt)?.followed_by(&self.think_open)));
         let prompts = language::encode_all(&model, texts, self.max_prompt_tokens as usize);
         let mut meter = Meter::new(context);
         let traces = sample_traces(self, context, &model, &prompts, sample, &mut meter)?;
         traces.record(context, output)?;
         let p_logit = rescore(self, &model, &prompts, &traces.values, &mut meter)?;
-        meter.record(output);
-        let finished = traces.values.iter().flatten().flatten().filter(|trace| trace.finish.is_natural());
+        model.account(&meter, output);
+        let finished = traces.values.iter().flatten().flatten().filter(|trace| trace.finished);
         output.metric("traces_finished", finished.count() as f64);
         let out = TableBuilder::default()
             .i64("sample", "Position among all samples.", sample.to_vec())
             .text("prompt", "What was asked, with the hint, before the chat template.", asked)
             .text_lists("text", "The traces, without what opens the thinking.", each(&traces, |t| t.text.clone()))
-            .i32_lists("tokens", "Tokens of each trace.", each(&traces, |t| t.tokens.len() as i32))
+            .i32_lists("tokens", "Tokens of each trace.", each(&traces, |t| t.tokens as i32))
             .f32_lists("seconds", "Seconds from each trace's first to last token.", each(&traces, |t| t.seconds))
             .f32_lists(
                 "log_probability",
                 "Mean natural log-probability of each trace's tokens in the model's own distribution.",
-                each(&traces, Generation::mean_log_probability),
+                each(&traces, |t| t.log_probability),
             )
             .f32_lists(
                 "p_parse",
@@ -52,7 +53,7 @@ impl Stage for ReasonParams {
             )
             .f32_lists(
                 "p_logit",
-                "Softmax over yes and no after each trace; NaN if it left no room in the context.",
+                "Softmax over yes and no after each trace; NaN if it left no room in the context, or a server did not tell.",
                 p_logit,
             )
             .text_opt("error", "Why the row failed.", traces.errors);
@@ -61,7 +62,7 @@ impl Stage for ReasonParams {
 }
 
 /// A value of every trace of every row; none for rows that failed.
-fn each<T>(traces: &RowResults<Vec<Generation>>, value: impl Fn(&Generation) -> T) -> Vec<Vec<T>> {
+fn each<T>(traces: &RowResults<Vec<Trace>>, value: impl Fn(&Trace) -> T) -> Vec<Vec<T>> {
     traces.values.iter().map(|row| row.iter().flatten().map(&value).collect()).collect()
 }
 
@@ -83,11 +84,11 @@ fn asked(params: &ReasonParams, prompts: &Table<'_>, inputs: &dyn InputReader) -
 fn sample_traces(
     params: &ReasonParams,
     context: &StageContext<'_>,
-    model: &LanguageModel,
-    prompts: &[Result<Vec<u32>, String>],
+    model: &Language,
+    prompts: &[Result<Prompt, String>],
     sample: &[i64],
     meter: &mut Meter<'_>,
-) -> Result<RowResults<Vec<Generation>>, StageError> {
+) -> Result<RowResults<Vec<Trace>>, StageError> {
     let sampling = Sampling {
         temperature: params.temperature as f32,
         top_k: params.top_k as usize,
@@ -95,65 +96,44 @@ fn sample_traces(
         min_p: params.min_p as f32,
         repetition_penalty: params.repetition_penalty as f32,
         max_new_tokens: params.max_new_tokens as usize,
-        stop_tokens: model.tokenizer().ends().to_vec(),
+        stop_tokens: model.end_tokens(),
         stop_texts: params.stop.clone(),
     };
     let good: Vec<u64> = prompts.iter().zip(sample).filter(|(p, _)| p.is_ok()).map(|(_, s)| *s as u64).collect();
-    let mut traces = RowResults::of(prompts.to_vec(), |prompts| {
-        let request = |(prompt, row): (Vec<u32>, u64)| GenerateRequest {
+    RowResults::of(prompts.to_vec(), |prompts| {
+        let request = |(prompt, row): (Prompt, u64)| Request {
             prompt,
             samples: (0..u64::from(params.samples)).map(|n| row_rng(context.seed, "reason", row, n)).collect(),
         };
         let requests = prompts.into_iter().zip(good).map(request).collect();
         let slots = language::slots(params.batch_size, params.kv_bytes);
-        model.generate(requests, &sampling, slots, &mut meter.watch(sample.len()))
-    })?;
-    keep_closing(model, &params.think_close, &mut traces)?;
-    Ok(traces)
-}
-
-/// Where what closes the thinking is a control token, texts leave it out: puts it back, as the answer begins there.
-fn keep_closing(
-    model: &LanguageModel,
-    close: &str,
-    traces: &mut RowResults<Vec<Generation>>,
-) -> Result<(), StageError> {
-    let tokenizer = model.tokenizer();
-    let Some(close) = tokenizer.token(close) else { return Ok(()) };
-    if !tokenizer.decode(&[close])?.is_empty() {
-        return Ok(());
-    }
-    for trace in traces.values.iter_mut().flatten().flatten() {
-        let Some(at) = trace.tokens.iter().rposition(|&token| token == close) else { continue };
-        let (thought, answer) = (tokenizer.decode(&trace.tokens[..at])?, tokenizer.decode(&trace.tokens[at + 1..])?);
-        trace.text = thought + &tokenizer.decode_with_control_tokens(&[close])? + &answer;
-    }
-    Ok(())
+        // Where what closes the thinking is a control token, the text must show it: the answer begins there.
+        model.generate(requests, &sampling, slots, Some(&params.think_close), &mut meter.watch(sample.len()))
+    })
 }
 
 /// The probability of yes after every trace: prompt, trace, closed thinking, then the answer position.
 fn rescore(
     params: &ReasonParams,
-    model: &LanguageModel,
-    prompts: &[Result<Vec<u32>, String>],
-    traces: &[Option<Vec<Generation>>],
+    model: &Language,
+    prompts: &[Result<Prompt, String>],
+    traces: &[Option<Vec<Trace>>],
     meter: &mut Meter<'_>,
 ) -> Result<Vec<Vec<f32>>, StageError> {
-    let answers = [language::answer_token(model, &params.yes)?, language::answer_token(model, &params.no)?];
+    let answers = [model.answer(&params.yes)?, model.answer(&params.no)?];
     let close = params.think_close.as_str();
     let mut closed = Vec::new();
     for (prompt, traces) in prompts.iter().zip(traces) {
         let (Ok(prompt), Some(traces)) = (prompt, traces) else { continue };
         for trace in traces {
             let thought = trace.text.rsplit_once(close).map_or(trace.text.as_str(), |(before, _)| before);
-            let rest = model.encode_plain(&format!("{thought}{close}\n\n"))?;
-            closed.push([prompt.as_slice(), &rest].concat());
+            closed.push(model.followed_by(prompt, &format!("{thought}{close}\n\n"))?);
         }
     }
-    let mut scored = model.score(&closed, &answers, RESCORE_TOKENS, &mut meter.watch_quietly())?.into_iter();
+    let mut scored = model.score(closed, &answers, RESCORE_TOKENS, &mut meter.watch_quietly())?.rows.into_iter();
     let mut next = || match scored.next() {
         Some(Ok(logits)) => probability(logits[0], logits[1]),
-        // The only way for one trace to fail is that it fills the context.
+        // A trace that fills the context, or after which a server does not tell both answers.
         Some(Err(_)) | None => f32::NAN,
     };
     Ok(traces.iter().map(|row| row.iter().flatten().map(|_| next()).collect()).collect())

@@ -3,7 +3,8 @@
 use crate::{
     InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::Table,
-    language::{self, Meter, RowResults, probability},
+    language::{self, RowResults, probability},
+    meter::Meter,
     predictions::SampleColumns,
 };
 use rallrec_core::params::ScoreParams;
@@ -16,27 +17,27 @@ impl Stage for ScoreParams {
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
         let model = language::model(context)?;
-        let answers = [language::answer_token(&model, &self.yes)?, language::answer_token(&model, &self.no)?];
+        let answers = [model.answer(&self.yes)?, model.answer(&self.no)?];
         let batch = inputs.table("prompts")?;
         let table = Table::new("prompts", &batch);
         let texts = table.text("prompt")?;
         let texts = texts.into_iter().map(|prompt| language::chat(&model, &self.system, prompt));
         let prompts = language::encode_all(&model, texts, self.max_prompt_tokens as usize);
-        let tokens: Vec<i32> = prompts.iter().map(|p| p.as_ref().map_or(0, |t| t.len() as i32)).collect();
         let total = prompts.len();
         let mut meter = Meter::new(context);
         let scored = RowResults::of(prompts, |prompts| {
-            model.score(&prompts, &answers, self.batch_tokens as usize, &mut meter.watch(total))
+            model.score(prompts, &answers, self.batch_tokens as usize, &mut meter.watch(total))
         })?;
         scored.record(context, output)?;
-        meter.record(output);
+        let tokens: Vec<i32> = scored.prompt_tokens.iter().map(|t| *t as i32).collect();
+        model.account(&meter, output);
         let logit = |answer: usize| scored.values.iter().map(|v| v.as_ref().map(|l| l[answer])).collect::<Vec<_>>();
         let p = scored.values.iter().map(|v| v.as_ref().map(|l| probability(l[0], l[1]))).collect();
         let out = SampleColumns::read(&table)?
             .begin()
             .f32_opt("p", "Probability of a like; missing for a bad row.", p)
-            .f32_opt("logit_yes", "Logit of the answer yes.", logit(0))
-            .f32_opt("logit_no", "Logit of the answer no.", logit(1))
+            .f32_opt("logit_yes", "Logit of the answer yes; of a model behind a server its log-probability.", logit(0))
+            .f32_opt("logit_no", "Logit of the answer no, likewise.", logit(1))
             .i32("prompt_tokens", "Tokens of the prompt.", tokens)
             .text_opt("error", "Why the row failed.", scored.errors);
         output.write("predictions", out.finish()?)

@@ -31,10 +31,12 @@ impl Default for Patience {
 pub(super) struct Wanted<'a> {
     /// Where from.
     pub url: &'a str,
-    /// SHA-256 that it must have, hexadecimal.
-    pub sha256: &'a str,
+    /// SHA-256 that it must have, hexadecimal; `None` where nobody says.
+    pub sha256: Option<&'a str>,
     /// Bytes that it must have.
     pub bytes: u64,
+    /// Value of the header of that name. It is not sent on to where a redirect leads.
+    pub authorization: Option<&'a str>,
 }
 
 /// Most requests for one file: each resumes the one before, and one that brings nothing ends the try.
@@ -53,13 +55,14 @@ pub(super) fn fetch(
     let mut whole = length(part) == 0;
     loop {
         fill(wanted, part, patience, on_bytes)?;
+        let Some(pinned) = wanted.sha256 else { return Ok(()) };
         let sha256 = sha256_of(part).map_err(|e| format!("{}: {e}", part.display()))?;
-        if sha256 == wanted.sha256 {
+        if sha256 == pinned {
             return Ok(());
         }
         fs::remove_file(part).map_err(|e| format!("{}: {e}", part.display()))?;
         if whole {
-            return Err(format!("content has SHA-256 {sha256}, pinned is {}", wanted.sha256));
+            return Err(format!("content has SHA-256 {sha256}, pinned is {pinned}"));
         }
         whole = true;
     }
@@ -80,7 +83,7 @@ fn fill(wanted: &Wanted<'_>, part: &Path, patience: Patience, on_bytes: &dyn Fn(
     }
     for _ in 0..MAX_REQUESTS {
         let before = length(part);
-        if before == wanted.bytes {
+        if before == wanted.bytes && part.exists() {
             return Ok(());
         }
         let result = request(&agent, wanted, part, before, on_bytes);
@@ -109,6 +112,9 @@ fn request(
     on_bytes: &dyn Fn(u64, u64),
 ) -> Result<(), String> {
     let mut request = agent.get(wanted.url);
+    if let Some(authorization) = wanted.authorization {
+        request = request.header("authorization", authorization);
+    }
     if have > 0 {
         request = request.header("Range", format!("bytes={have}-"));
     }

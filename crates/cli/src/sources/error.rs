@@ -39,6 +39,16 @@ pub enum SourceError {
         /// What the files are called.
         files: Vec<String>,
     },
+    /// The Hugging Face Hub does not give it.
+    #[error("source `{name}` could not be pulled from {endpoint}: {why}")]
+    Hub {
+        /// The source as the pipeline has it.
+        name: String,
+        /// Where it was looked for.
+        endpoint: String,
+        /// Why not.
+        why: String,
+    },
     /// Files were given, but not the right ones.
     #[error("{path} does not hold source `{name}`:\n{}\nOfficial address: {official}", .reasons.iter().map(|r| format!("  {r}")).collect::<Vec<_>>().join("\n"))]
     Mismatch {

@@ -4,9 +4,9 @@
 //! ever sees half a source. Two processes that pull the same name take turns; the second finds it done.
 
 use super::{
-    Entry, FilePin, Mirror, Patience, RecordedFile, Role, Route, SourceError, SourceRecord, Variant, download,
+    Entry, FilePin, Hub, Mirror, Patience, RecordedFile, Role, Route, SourceError, SourceRecord, Variant, download,
     files::{Candidate, candidates, sha256_of},
-    package,
+    hub, package, record,
 };
 use std::{
     collections::BTreeSet,
@@ -67,12 +67,18 @@ pub struct Sources {
     folder: PathBuf,
     entries: Vec<Entry>,
     patience: Patience,
+    hub: Hub,
 }
 
 impl Sources {
     /// Sources kept in `folder`, out of `entries`.
     pub fn new(folder: PathBuf, entries: Vec<Entry>, patience: Patience) -> Self {
-        Self { folder, entries, patience }
+        Self { folder, entries, patience, hub: Hub::from_environment() }
+    }
+
+    /// With `hf:` sources from this Hub.
+    pub fn with_hub(self, hub: Hub) -> Self {
+        Self { hub, ..self }
     }
 
     /// The catalogue, one role of it.
@@ -94,7 +100,7 @@ impl Sources {
 
     /// Folder that a source's files lie in.
     pub fn folder(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.join(folder_name(name))
     }
 
     /// What was pulled under that name, if its files still have their sizes; with `rehash` also their sums.
@@ -126,7 +132,7 @@ impl Sources {
     /// # Errors
     /// See [`SourceError`].
     pub fn pull(&self, name: &str, from: Option<&Path>, on: &dyn Fn(PullEvent)) -> Result<SourceRecord, SourceError> {
-        let entry = self.entry(name)?;
+        let entry = if is_remote(name) { None } else { Some(self.entry(name)?) };
         if let Some(record) = self.pulled(name, false)? {
             return Ok(record);
         }
@@ -136,10 +142,16 @@ impl Sources {
         if let Some(record) = self.pulled(name, false)? {
             return Ok(record);
         }
-        on(PullEvent::Terms { name: name.to_owned(), title: entry.title.clone(), terms: terms(entry) });
-        let record = match from {
-            Some(path) => self.take_path(entry, path)?,
-            None => self.take_mirrors(entry, on)?,
+        if let Some(entry) = entry {
+            on(PullEvent::Terms { name: name.to_owned(), title: entry.title.clone(), terms: terms(entry) });
+        }
+        let record = match (entry, from) {
+            (Some(entry), Some(path)) => self.take_path(entry, path)?,
+            (Some(entry), None) => self.take_mirrors(entry, on)?,
+            (None, _) => {
+                let staging = Staging::begin(&self.folder, &folder_name(name))?;
+                hub::pull(&self.hub, name, &staging, &self.folder.join("downloads"), self.patience, on)?
+            }
         };
         on(PullEvent::Done { record: record.clone(), folder: self.folder(name) });
         Ok(record)
@@ -147,7 +159,7 @@ impl Sources {
 
     /// Held until the returned file is dropped; the operating system lets go of it when the process dies.
     fn lock(&self, name: &str, on: &dyn Fn(PullEvent)) -> Result<File, SourceError> {
-        let path = self.folder.join(format!("{name}.lock"));
+        let path = self.folder.join(format!("{}.lock", folder_name(name)));
         let file = File::create(&path).map_err(SourceError::io(&path))?;
         match file.try_lock() {
             Ok(()) => {}
@@ -202,7 +214,8 @@ impl Sources {
                 fs::create_dir_all(&downloads).map_err(|e| format!("{}: {e}", downloads.display()))?;
                 let file_name = url.rsplit('/').next().filter(|n| !n.is_empty()).unwrap_or("file");
                 let part = downloads.join(format!("{file_name}.part"));
-                let wanted = download::Wanted { url, sha256, bytes: *bytes };
+                let wanted =
+                    download::Wanted { url, sha256: Some(sha256.as_str()), bytes: *bytes, authorization: None };
                 download::fetch(&wanted, &part, self.patience, &|done, total| on(PullEvent::Bytes { done, total }))?;
                 let archive = staging.path.join(if *zipped { "archive.zip" } else { "file" });
                 fs::rename(&part, &archive).map_err(|e| format!("{}: {e}", part.display()))?;
@@ -219,8 +232,8 @@ impl Sources {
 }
 
 /// `<name>.new/`: where a source is gathered. Removed when it is dropped without having been installed.
-struct Staging {
-    path: PathBuf,
+pub(super) struct Staging {
+    pub(super) path: PathBuf,
     target: PathBuf,
 }
 
@@ -257,13 +270,17 @@ impl Staging {
             }
             recorded.push(RecordedFile { name: file.pin.name.clone(), sha256: file.sha256, bytes: file.pin.bytes });
         }
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        let record = SourceRecord::new(&entry.name, variant, recorded, origin, terms(entry), now_ms);
-        let json = serde_json::to_vec_pretty(&record).map_err(|e| SourceError::io(&complete)(io::Error::other(e)))?;
+        let record = SourceRecord::new(&entry.name, variant, recorded, origin, terms(entry), now_ms());
+        self.put(&complete, record)
+    }
+
+    /// Puts a folder that is complete into place, its record written last.
+    pub(super) fn put(&self, complete: &Path, record: SourceRecord) -> Result<SourceRecord, SourceError> {
+        let json = serde_json::to_vec_pretty(&record).map_err(|e| SourceError::io(complete)(io::Error::other(e)))?;
         let path = complete.join(SourceRecord::FILE);
         fs::write(&path, json).map_err(SourceError::io(&path))?;
         remove_folder(&self.target)?;
-        fs::rename(&complete, &self.target).map_err(SourceError::io(&self.target))?;
+        fs::rename(complete, &self.target).map_err(SourceError::io(&self.target))?;
         Ok(record)
     }
 }
@@ -274,6 +291,26 @@ impl Drop for Staging {
             tracing::warn!(%error, "a staging folder is left over");
         }
     }
+}
+
+/// Whether a source is none of the catalogue's.
+fn is_remote(name: &str) -> bool {
+    name.starts_with("hf:")
+}
+
+/// A source's name as the name of a folder. A catalogue name is one already; others may differ in signs that folders
+/// can't have, so they get a part of their hash.
+fn folder_name(name: &str) -> String {
+    if !is_remote(name) {
+        return name.to_owned();
+    }
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+    let readable: String = name.chars().map(plain).take(100).collect();
+    format!("{readable}-{}", &record::digest(std::iter::once((name, "")))[..8])
+}
+
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 /// A file that is what the catalogue says.

@@ -73,6 +73,25 @@ impl SourceRecord {
         }
     }
 
+    /// A record of what came from elsewhere, as it came. Its digest is what a `file:` source of the same content has:
+    /// of one file its own sum.
+    pub(super) fn as_it_came(
+        name: &str,
+        variant: &str,
+        mut files: Vec<RecordedFile>,
+        origin: String,
+        terms: String,
+        pulled_at_ms: u64,
+    ) -> Self {
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        let digest = match files.as_slice() {
+            [file] => file.sha256.clone(),
+            all => digest(all.iter().map(|f| (f.name.as_str(), f.sha256.as_str()))),
+        };
+        let (name, variant) = (name.into(), variant.into());
+        Self { version: VERSION, name, variant, note: String::new(), files, digest, origin, terms, pulled_at_ms }
+    }
+
     /// The record of a folder; `None` when the folder holds no complete source of this version.
     ///
     /// # Errors

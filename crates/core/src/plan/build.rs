@@ -4,6 +4,7 @@ use super::{Need, PinnedSource, Plan, PlannedStage};
 use crate::{
     key::{Key, KeyFields},
     kind::{Mode, Port},
+    models::{Model, ModelPlace, PinnedModel},
     params::{Effect, StageParams},
     spec::{Input, Pipeline, Source, Stage},
 };
@@ -19,7 +20,7 @@ const PLAN_VERSION: u32 = 1;
 /// Digests (SHA-256, hexadecimal) of the content behind each declared name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pins {
-    /// By name under `models:`.
+    /// By name under `models:`: of the model's files, or of a remote model's tokenizer.
     pub models: BTreeMap<String, String>,
     /// By name under `data:`.
     pub data: BTreeMap<String, String>,
@@ -121,15 +122,8 @@ fn plan_stage(
         needs.push(Need { port: port.name.to_owned(), stage: index, table: (*table).to_owned(), mode: port.mode });
         inputs.push((port, plan.stages.get(position).ok_or_else(missing)?, *table));
     }
-    let pin = |what, name: &Option<String>, declared: &[Source], digests: &BTreeMap<String, String>| {
-        let Some(name) = name else { return Ok(None) };
-        let not_pinned = || PlanError::NotPinned { stage: stage.name.to_string(), what, name: name.clone() };
-        let source = declared.iter().find(|s| s.name == *name).ok_or_else(not_pinned)?.source.clone();
-        let digest = digests.get(name).ok_or_else(not_pinned)?.clone();
-        Ok(Some(PinnedSource { name: name.clone(), source, digest }))
-    };
-    let model = pin("model", &stage.model, &pipeline.models, &pins.models)?;
-    let data = pin("data set", &stage.data, &pipeline.data, &pins.data)?;
+    let model = stage.model.as_ref().map(|name| pin_model(stage, name, &pipeline.models, pins)).transpose()?;
+    let data = stage.data.as_ref().map(|name| pin_data(stage, name, &pipeline.data, pins)).transpose()?;
     let params = stage.params.to_json();
     let fields = row_fields(stage, &params, &inputs, model.as_ref(), data.as_ref());
     let row_key = fields.key();
@@ -156,12 +150,39 @@ fn plan_stage(
     })
 }
 
+fn pin_model(stage: &Stage, name: &str, declared: &[Model], pins: &Pins) -> Result<PinnedModel, PlanError> {
+    let not_pinned = || PlanError::NotPinned { stage: stage.name.to_string(), what: "model", name: name.to_owned() };
+    let model = declared.iter().find(|m| m.name == *name).ok_or_else(not_pinned)?;
+    let files = match model.source() {
+        Some(source) => {
+            let digest = pins.models.get(name).ok_or_else(not_pinned)?.clone();
+            Some(PinnedSource { name: name.to_owned(), source: source.to_owned(), digest })
+        }
+        None => None,
+    };
+    Ok(match &model.place {
+        ModelPlace::Local(local) => {
+            PinnedModel::Local { files: files.ok_or_else(not_pinned)?, precision: local.precision }
+        }
+        ModelPlace::Remote(remote) => {
+            PinnedModel::Remote { name: name.to_owned(), remote: remote.clone(), tokenizer: files }
+        }
+    })
+}
+
+fn pin_data(stage: &Stage, name: &str, declared: &[Source], pins: &Pins) -> Result<PinnedSource, PlanError> {
+    let not_pinned = || PlanError::NotPinned { stage: stage.name.to_string(), what: "data set", name: name.to_owned() };
+    let source = declared.iter().find(|s| s.name == *name).ok_or_else(not_pinned)?.source.clone();
+    let digest = pins.data.get(name).ok_or_else(not_pinned)?.clone();
+    Ok(PinnedSource { name: name.to_owned(), source, digest })
+}
+
 /// What decides the content of the stage's rows.
 fn row_fields(
     stage: &Stage,
     params: &Value,
     inputs: &[(&Port, &PlannedStage, &str)],
-    model: Option<&PinnedSource>,
+    model: Option<&PinnedModel>,
     data: Option<&PinnedSource>,
 ) -> KeyFields {
     let info = stage.kind().info();
@@ -178,8 +199,8 @@ fn row_fields(
     if info.random {
         fields.set("seed", stage.seed);
     }
-    if let Some(model) = model {
-        fields.set("model.digest", &model.digest);
+    for (name, value) in model.into_iter().flat_map(PinnedModel::key_fields) {
+        fields.set(name, value);
     }
     if let Some(data) = data {
         fields.set("data.digest", &data.digest);

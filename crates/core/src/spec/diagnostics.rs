@@ -4,7 +4,7 @@
 //! editors and CI systems link. No colours here: the terminal belongs to the command line.
 
 use serde::Serialize;
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 /// Longest piece of a source line that is shown, in characters.
 const SHOWN_WIDTH: usize = 100;
@@ -145,6 +145,8 @@ pub(super) struct Collector {
     items: Vec<Diagnostic>,
     /// Edit-distance cells still to be spent on suggestions, so that a hostile file can't make them slow.
     suggestion_budget: std::cell::Cell<Option<u64>>,
+    /// Lines that may hold a secret, and are not shown.
+    hidden: BTreeSet<u32>,
 }
 
 impl Collector {
@@ -163,6 +165,11 @@ impl Collector {
         self.push(None, Severity::Error, message.into(), help);
     }
 
+    /// Keeps a place's line out of what is printed: it may hold a secret.
+    pub(super) fn hide(&mut self, span: Span) {
+        self.hidden.insert(span.line);
+    }
+
     fn push(&mut self, span: Option<Span>, severity: Severity, message: String, help: Option<String>) {
         self.items.push(Diagnostic { span, severity, message, help, source: None });
     }
@@ -170,6 +177,7 @@ impl Collector {
     /// Takes over the findings of another collector.
     pub(super) fn absorb(&mut self, other: Collector) {
         self.items.extend(other.items);
+        self.hidden.extend(other.hidden);
     }
 
     /// Whether an error was recorded.
@@ -243,6 +251,7 @@ impl Collector {
                 if let Some(item) = wanted.next()
                     && item.span.is_some_and(|s| s.line == number)
                     && !line.trim().is_empty()
+                    && !self.hidden.contains(&number)
                 {
                     item.source = Some(line.to_owned());
                 }

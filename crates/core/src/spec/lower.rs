@@ -3,7 +3,7 @@
 use super::{
     DEFAULT_SEED, FORMAT_VERSION, Pipeline, Source, bounds,
     diagnostics::{Collector, Span, list, shown},
-    graph,
+    graph, models,
     node::{Content, Entry, Node},
     recover::Recovered,
     stage::{self, Draft, Surroundings},
@@ -20,10 +20,10 @@ use std::{
 const KEYS: &[&str] = &["rallrec", "name", "seed", "params", "models", "data", "stages"];
 const START: Span = Span { line: 1, column: 1, width: 1 };
 
-/// Declared models or data sets.
+/// Names of declared models or data sets.
 #[derive(Debug, Default)]
 pub(super) struct Declared {
-    pub(super) sources: Vec<(Source, Span)>,
+    names: Vec<(String, Span)>,
     /// Names whose declaration is wrong, so that using them is not a second error.
     pub(super) broken: HashSet<String>,
     /// Whether the whole section is unreadable.
@@ -33,12 +33,12 @@ pub(super) struct Declared {
 impl Declared {
     /// Whether the name may be used.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.unknown || self.broken.contains(name) || self.sources.iter().any(|(s, _)| s.name == name)
+        self.unknown || self.broken.contains(name) || self.names.iter().any(|(n, _)| n == name)
     }
 
     /// The names, for suggestions.
     pub(super) fn names(&self) -> Vec<&str> {
-        self.sources.iter().map(|(s, _)| s.name.as_str()).collect()
+        self.names.iter().map(|(name, _)| name.as_str()).collect()
     }
 }
 
@@ -77,29 +77,22 @@ fn pipeline(
     params(reader, entries, overrides);
     let name = name(reader, entries);
     let seed = get(entries, "seed").and_then(|node| reader.whole(node, "seed", bounds::SEED)).unwrap_or(DEFAULT_SEED);
-    let mut models = declared(reader, entries, "models", "smollm2-135m-instruct");
-    let mut data = declared(reader, entries, "data", "movielens-100k");
-    models.broken.extend(lost_names.iter().cloned());
-    data.broken.extend(lost_names.iter().cloned());
-    let around = Surroundings { seed, models: &models, data: &data };
+    let (mut model_names, models) = models::read(reader, entries);
+    let (mut data_names, data) = declared(reader, entries, "data", "movielens-100k", data_set);
+    model_names.broken.extend(lost_names.iter().cloned());
+    data_names.broken.extend(lost_names.iter().cloned());
+    let around = Surroundings { seed, model_names: &model_names, models: &models, data_names: &data_names };
     let Drafts { drafts, broken, used } = stages(reader, entries, &around)?;
     let stages = graph::connect(reader, drafts, &broken, lost_names);
-    warn_unused(reader, &models, "model", |name| used.contains(&("model", name.to_owned())));
-    warn_unused(reader, &data, "data set", |name| used.contains(&("data", name.to_owned())));
+    warn_unused(reader, &model_names, "model", |name| used.contains(&("model", name.to_owned())));
+    warn_unused(reader, &data_names, "data set", |name| used.contains(&("data", name.to_owned())));
     let unused: Vec<(String, Span)> =
         reader.params.iter().filter(|(n, _)| !reader.used.contains(*n)).map(|(n, p)| (n.clone(), p.span)).collect();
     for (name, span) in unused {
         let message = format!("the parameter `{name}` is never used");
         reader.out.warning(span, message, Some(format!("write `${{{name}}}` where its value belongs, or remove it")));
     }
-    let sources = |declared: Declared| declared.sources.into_iter().map(|(source, _)| source).collect();
-    Some(Pipeline {
-        name: name?,
-        models: sources(models),
-        data: sources(data),
-        stages: stages?,
-        warnings: super::Diagnostics::default(),
-    })
+    Some(Pipeline { name: name?, models, data, stages: stages?, warnings: super::Diagnostics::default() })
 }
 
 fn unknown_keys(reader: &mut Reader, entries: &[Entry]) {
@@ -117,8 +110,8 @@ fn unknown_keys(reader: &mut Reader, entries: &[Entry]) {
 }
 
 fn warn_unused(reader: &mut Reader, declared: &Declared, what: &str, used: impl Fn(&str) -> bool) {
-    for (source, span) in declared.sources.iter().filter(|(s, _)| !used(&s.name)) {
-        let message = format!("the {what} `{}` is declared but no stage uses it", source.name);
+    for (name, span) in declared.names.iter().filter(|(name, _)| !used(name)) {
+        let message = format!("the {what} `{name}` is declared but no stage uses it");
         reader.out.warning(*span, message, Some("remove it, or use it in a stage".to_owned()));
     }
 }
@@ -228,27 +221,49 @@ fn param(reader: &mut Reader, entry: &Entry) {
     reader.params.insert(entry.key.to_string(), param);
 }
 
-fn declared(reader: &mut Reader, entries: &[Entry], section: &str, example: &str) -> Declared {
-    let mut declared = Declared::default();
-    let Some(node) = get(entries, section) else { return declared };
-    let Some(sources) = reader.map(node, section, &format!("{section}: {{NAME: {{source: {example}}}}}")) else {
-        declared.unknown = true;
-        return declared;
+/// The entries of a section that declares sources, each read by `read`.
+pub(super) fn declared<T>(
+    reader: &mut Reader,
+    entries: &[Entry],
+    section: &str,
+    example: &str,
+    read: fn(&mut Reader, &Entry) -> Option<T>,
+) -> (Declared, Vec<T>) {
+    let (mut names, mut items) = (Declared::default(), Vec::new());
+    let Some(node) = get(entries, section) else { return (names, items) };
+    let Some(given) = reader.map(node, section, &format!("{section}: {{NAME: {{source: {example}}}}}")) else {
+        names.unknown = true;
+        return (names, items);
     };
-    for entry in sources {
-        match source(reader, entry, section, example) {
-            Some(source) => declared.sources.push((Source { name: entry.key.to_string(), source }, entry.key_span)),
-            None => _ = declared.broken.insert(entry.key.to_string()),
+    for entry in given {
+        match read(reader, entry) {
+            Some(item) => {
+                names.names.push((entry.key.to_string(), entry.key_span));
+                items.push(item);
+            }
+            None => _ = names.broken.insert(entry.key.to_string()),
         }
     }
-    declared
+    (names, items)
 }
 
-fn source(reader: &mut Reader, entry: &Entry, section: &str, example: &str) -> Option<String> {
+/// Reports a declared name that is none.
+pub(super) fn named(reader: &mut Reader, entry: &Entry, section: &str) {
     if !is_name(&entry.key) {
         let message = format!("\"{}\" can't be a name under `{section}`", shown(&entry.key));
         reader.out.error(entry.key_span, message, Some(name_help(&entry.key)));
     }
+}
+
+/// Whether a source's text may be a name of the catalogue.
+pub(super) fn is_catalogue_name(source: &str) -> bool {
+    let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'.');
+    !source.is_empty() && source.bytes().all(word)
+}
+
+fn data_set(reader: &mut Reader, entry: &Entry) -> Option<Source> {
+    let (section, example) = ("data", "movielens-100k");
+    named(reader, entry, section);
     let fields = reader.map(&entry.value, &entry.key, &format!("{}: {{source: {example}}}", entry.key))?;
     reader.unknown_keys(fields, &["source"], &format!("`{section}.{}`", entry.key));
     let Some(node) = get(fields, "source") else {
@@ -260,9 +275,7 @@ fn source(reader: &mut Reader, entry: &Entry, section: &str, example: &str) -> O
     };
     let source = reader.text(node, "source")?;
     let path = source.strip_prefix("file:");
-    let catalogue = !source.is_empty()
-        && source.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'.'));
-    if path.is_some_and(|p| p.is_empty()) || (path.is_none() && !catalogue) {
+    if path.is_some_and(|p| p.is_empty()) || (path.is_none() && !is_catalogue_name(&source)) {
         let help = if source.contains(['/', '\\']) {
             format!("for a file or folder of your own, write `source: file:{}`", shown(&source))
         } else {
@@ -271,7 +284,7 @@ fn source(reader: &mut Reader, entry: &Entry, section: &str, example: &str) -> O
         reader.out.error(node.span, format!("\"{}\" is no source", shown(&source)), Some(help));
         return None;
     }
-    Some(source)
+    Some(Source { name: entry.key.to_string(), source })
 }
 
 /// Sources that stages use, by key and name.

@@ -4,6 +4,7 @@ use super::{
     DEFAULT_SHARD_ROWS, bounds,
     diagnostics::{Span, list, shown},
     lower::{Declared, Used, used_source},
+    models,
     node::{Content, Entry, Node},
     rules,
     values::{Expected, Reader, get, is_name, name_help},
@@ -11,6 +12,7 @@ use super::{
 use crate::{
     ids::StageName,
     kind::{Port, StageKind},
+    models::Model,
     params::StageParams,
     plan::{Resources, Retry},
 };
@@ -24,10 +26,12 @@ pub(crate) const KEYS: &[&str] =
 pub(super) struct Surroundings<'a> {
     /// The pipeline's seed.
     pub(super) seed: u64,
-    /// Declared models.
-    pub(super) models: &'a Declared,
-    /// Declared data sets.
-    pub(super) data: &'a Declared,
+    /// Names of the declared models.
+    pub(super) model_names: &'a Declared,
+    /// Those of them that could be read.
+    pub(super) models: &'a [Model],
+    /// Names of the declared data sets.
+    pub(super) data_names: &'a Declared,
 }
 
 /// A stage whose references are still text.
@@ -107,8 +111,8 @@ fn sources(
     used: &mut Used,
 ) -> [Option<String>; 2] {
     let info = kind.info();
-    let data = (info.data, "data", "data", around.data);
-    let model = (info.model, "model", "models", around.models);
+    let data = (info.data, "data", "data", around.data_names);
+    let model = (info.model, "model", "models", around.model_names);
     [data, model].map(|(needed, key, section, declared)| {
         let Some(node) = get(fields, key) else {
             if needed && !misspelt(reader, fields, key) {
@@ -117,7 +121,11 @@ fn sources(
             return None;
         };
         if needed {
-            return used_source(reader, node, declared, key, section, used);
+            let name = used_source(reader, node, declared, key, section, used)?;
+            if let Some(model) = around.models.iter().find(|m| key == "model" && m.name == name) {
+                models::check_use(reader, node.span, kind, model);
+            }
+            return Some(name);
         }
         let message = format!("`{kind}` takes no `{key}`");
         reader.out.error(key_span(fields, key), message, Some("remove it".to_owned()));

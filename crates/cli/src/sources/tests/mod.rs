@@ -1,5 +1,6 @@
 //! Pulling against real HTTP on loopback, real zip and tar files, and real interruptions.
 
+mod hub;
 mod server;
 
 use super::{
