@@ -127,6 +127,11 @@ impl Decoder {
         Stream { residual, delta }
     }
 
+    /// What a call may take of the device's memory where its caller does not say, in bytes.
+    pub(crate) fn default_bytes(&self) -> u64 {
+        self.ops.default_bytes()
+    }
+
     /// Room for the keys and values of a batch's sequences, on the device.
     pub(crate) fn pool(&self) -> KvPool {
         KvPool::new(self.ops.cache(&self.config))

@@ -38,6 +38,10 @@ use std::sync::Arc;
 
 /// Numbers that kernels read and write together.
 const VECTOR: usize = 4;
+/// A call takes this part of the device's memory at most.
+const SHARE: u64 = 4;
+/// Memory of a device that does not tell.
+const UNKNOWN_BYTES: u64 = 8 << 30;
 /// Units of a cube that goes through a row.
 const ROW_UNITS: u32 = 256;
 /// Units of a cube that samples: as many as there can be, a vocabulary is long.
@@ -177,6 +181,11 @@ fn tensor(tensor: CubeTensor) -> Tensor<2> {
 impl Operations for Cuda {
     fn cache(&self, config: &ModelConfig) -> Box<dyn Cache> {
         Box::new(CudaCache::new(config.clone(), self.shared.clone()))
+    }
+
+    fn default_bytes(&self) -> u64 {
+        // Of all of it: what is free is not told. Weights and activations have the rest.
+        self.shared.client.properties().memory.max_memory().unwrap_or(UNKNOWN_BYTES) / SHARE
     }
 
     fn embed(&self, tokens: &[u32], _width: usize, _device: &Device) -> Tensor<2> {
