@@ -4,8 +4,9 @@
 #   deploy/gpu-session.sh build [FOLDER]   builds, strips and compresses the test programs and the bench into FOLDER
 #   deploy/gpu-session.sh run [FOLDER]     runs them there; the output goes to FOLDER/results
 #
-# FOLDER is target/gpu by default. It is about 60 MB; the machine needs a driver, libnvrtc, CUDA's headers (CUDA_PATH
-# or /usr/local/cuda), python3 and xz. The model is pulled here and copied beside the programs.
+# FOLDER is target/gpu by default. In it are folders of less than 64 MB each, which can be carried one by one: programs,
+# and the test model in parts. The machine needs a driver, libnvrtc, CUDA's headers (CUDA_PATH or /usr/local/cuda),
+# python3 and xz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder="$(realpath -m "${2:-target/gpu}")"
@@ -20,46 +21,49 @@ for line in sys.stdin:
 }
 
 build() {
-    mkdir -p "$folder"
-    local built
+    local programs="$folder/programs" built
+    mkdir -p "$programs" "$folder/model-a" "$folder/model-b"
     built=$(cargo build --release --workspace --features rallrec/cuda --test cuda --bench roofline --message-format json)
-    cp "$(program cuda <<<"$built")" "$folder/cuda"
-    cp "$(program roofline <<<"$built")" "$folder/roofline"
+    cp "$(program cuda <<<"$built")" "$programs/cuda"
+    cp "$(program roofline <<<"$built")" "$programs/roofline"
     # The kernels' checks run the emitted sources with NVRTC and the driver alone.
     built=$(CARGO_TARGET_DIR=target/kernels cargo test --release -p rallrec-kernels --features emit --test without_gpu \
         --no-run --message-format json)
-    cp "$(program without_gpu <<<"$built")" "$folder/without_gpu"
-    strip "$folder/cuda" "$folder/roofline" "$folder/without_gpu"
-    xz --force -T0 "$folder/cuda" "$folder/roofline" "$folder/without_gpu"
-    cp .rallrec/sources/smollm2-135m-instruct/*.gguf "$folder/"
-    cp -r crates/kernels/tests/without_gpu/device.py crates/llm/benches/random_model.py "$folder/"
-    ls -l "$folder"
+    cp "$(program without_gpu <<<"$built")" "$programs/without_gpu"
+    strip "$programs/cuda" "$programs/roofline" "$programs/without_gpu"
+    xz --force -T0 "$programs/cuda" "$programs/roofline" "$programs/without_gpu"
+    cp crates/kernels/tests/without_gpu/device.py crates/llm/benches/random_model.py "$programs/"
+    local model
+    model="$(ls .rallrec/sources/smollm2-135m-instruct/*.gguf)"
+    head -c 50000000 "$model" >"$folder/model-a/part"
+    tail -c +50000001 "$model" >"$folder/model-b/part"
+    du -sh "$folder"/*
 }
 
 run() {
-    local results="$folder/results" cuda="${CUDA_PATH:-/usr/local/cuda}"
+    local results="$folder/results" programs="$folder/programs" cuda="${CUDA_PATH:-/usr/local/cuda}"
     mkdir -p "$results"
     nvidia-smi | tee "$results/device.txt"
-    for packed in "$folder"/*.xz; do
+    for packed in "$programs"/*.xz; do
         xz --decompress --keep --force "$packed"
     done
-    export RALLREC_TEST_MODEL
-    RALLREC_TEST_MODEL="$(ls "$folder"/*.gguf)"
+    export RALLREC_TEST_MODEL="$folder/model.gguf"
+    cat "$folder/model-a/part" "$folder/model-b/part" >"$RALLREC_TEST_MODEL"
 
     # 1. Each kernel against plain loops, launched through the driver.
-    export RALLREC_KERNELS_ON=cuda RALLREC_KERNELS_TMP="$folder/kernels" RALLREC_KERNELS_SCRIPT="$folder/device.py"
+    export RALLREC_KERNELS_ON=cuda RALLREC_KERNELS_TMP="$folder/kernels" RALLREC_KERNELS_SCRIPT="$programs/device.py"
     export RALLREC_NVRTC="${RALLREC_NVRTC:-$(ls "$cuda"/lib64/libnvrtc.so* | head -1)}"
     export RALLREC_CUDA_INCLUDE="$cuda/include"
     mkdir -p "$RALLREC_KERNELS_TMP"
-    "$folder/without_gpu" --nocapture --skip nvrtc 2>&1 | tee "$results/kernels.txt" || true
+    "$programs/without_gpu" --nocapture --skip nvrtc 2>&1 | tee "$results/kernels.txt" || true
 
     # 2. The model against the CPU. One test at a time: each loads two models.
-    "$folder/cuda" --nocapture --test-threads 1 2>&1 | tee "$results/model.txt" || true
+    "$programs/cuda" --nocapture --test-threads 1 2>&1 | tee "$results/model.txt" || true
 
     # 3. Speed. The first rounds tune the products, which can take minutes.
-    "$folder/roofline" 2>&1 | tee "$results/roofline-smollm2.txt" || true
-    python3 "$folder/random_model.py" "$folder/random-8b"
-    "$folder/roofline" --model "$folder/random-8b" 2>&1 | tee "$results/roofline-8b.txt" || true
+    "$programs/roofline" 2>&1 | tee "$results/roofline-smollm2.txt" || true
+    python3 "$programs/random_model.py" "$folder/random-8b"
+    "$programs/roofline" --model "$folder/random-8b" 2>&1 | tee "$results/roofline-8b.txt" || true
 }
 
 case "${1:-}" in

@@ -86,7 +86,7 @@ impl Decoder {
         let embedding = tokens("model.embed_tokens.weight")?;
         let head = if config.tied_head { embedding.clone() } else { tokens(HEAD)? };
         let rope = Arc::new(RopeTable::new(&config.rope_frequencies(), config.context));
-        let ops = operations(&config, embedding.clone(), rope.clone(), device);
+        let ops = operations(&config, embedding.clone(), rope.clone(), device)?;
         let load = |index| Block::load(weights, index, device, precision);
         let blocks = (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?;
         Ok(Self {
@@ -133,6 +133,11 @@ impl Decoder {
             residual = sum;
         }
         Stream { residual, delta }
+    }
+
+    /// What a call may take of the device's memory where its caller does not say, in bytes.
+    pub(crate) fn default_bytes(&self) -> u64 {
+        self.ops.default_bytes()
     }
 
     /// Room for the keys and values of a batch's sequences, on the device.
@@ -279,11 +284,11 @@ fn operations(
     embedding: Arc<Matrix>,
     rope: Arc<RopeTable>,
     device: &Device,
-) -> Arc<dyn Operations> {
+) -> Result<Arc<dyn Operations>, LlmError> {
     #[cfg(feature = "cuda")]
     if *device != Device::flex() {
-        return Arc::new(crate::cuda::Cuda::new(config, &embedding, &rope, device));
+        return Ok(Arc::new(crate::cuda::Cuda::new(config, &embedding, &rope, device)?));
     }
     let _ = (config, device);
-    Arc::new(Host { embedding, rope })
+    Ok(Arc::new(Host { embedding, rope }))
 }

@@ -203,11 +203,11 @@ impl<'a> Engine<'a> {
             prompts.iter().enumerate().map(|(row, prompt)| check_prompt(decoder, row, prompt).err()).collect();
         let good = (0..prompts.len()).filter(|&row| errors[row].is_none() && !unbegun[row].is_empty());
         let pool = decoder.pool();
-        let bytes = slots.kv_bytes.unwrap_or_else(memory::default_bytes);
+        let bytes = slots.kv_bytes.unwrap_or_else(|| decoder.default_bytes());
         Self {
             batch_size: slots.samples,
             max_pages: memory::pages_that_fit(&pool, bytes),
-            prefill_tokens: memory::tokens_that_fit(&decoder.config, PREFILL_TOKENS, memory::default_bytes()),
+            prefill_tokens: memory::tokens_that_fit(&decoder.config, PREFILL_TOKENS, decoder.default_bytes()),
             tree: PrefixTree::new(&prompts, good.collect()),
             decoder,
             rules,

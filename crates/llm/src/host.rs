@@ -8,6 +8,7 @@ use crate::{
     config::ModelConfig,
     host_cache::HostCache,
     matrix::Matrix,
+    memory,
     ops::{Cache, Draw, Operations, Vector},
     sampler::Drawn,
 };
@@ -25,6 +26,10 @@ pub(crate) struct Host {
 impl Operations for Host {
     fn cache(&self, config: &ModelConfig) -> Box<dyn Cache> {
         Box::new(HostCache::new(config.clone(), self.rope.clone()))
+    }
+
+    fn default_bytes(&self) -> u64 {
+        memory::default_bytes()
     }
 
     fn embed(&self, tokens: &[u32], width: usize, device: &Device) -> Tensor<2> {

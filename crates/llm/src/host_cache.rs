@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// The pages of a pool.
 pub(crate) struct HostCache {
-    config: ModelConfig,
+    config: Arc<ModelConfig>,
     rope: Arc<RopeTable>,
     /// For each layer that a page holds: keys \[kv heads, head width, PAGE\], then values \[kv heads, PAGE, head width\].
     pages: Vec<Vec<f32>>,
@@ -20,7 +20,7 @@ pub(crate) struct HostCache {
 
 impl HostCache {
     pub(crate) fn new(config: ModelConfig, rope: Arc<RopeTable>) -> Self {
-        Self { config, rope, pages: Vec::new() }
+        Self { config: Arc::new(config), rope, pages: Vec::new() }
     }
 
     fn layer_floats(&self) -> usize {

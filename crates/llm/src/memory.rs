@@ -1,8 +1,8 @@
 //! How much memory a batch may take, and how many tokens fit.
 //!
 //! Only bounds are decided here: a batch's size changes no result. What the system says is free is read once a call,
-//! when the model's weights are in memory already. It is the host's memory: for a device with memory of its own, say
-//! how much there is (`kv_bytes`, `memory_bytes`).
+//! when the model's weights are in memory already. This is the host's memory: a device with memory of
+//! its own has another default ([`crate::ops::Operations::default_bytes`]).
 
 use crate::{
     config::ModelConfig,

@@ -20,6 +20,9 @@ pub(crate) trait Operations: Send + Sync {
     /// Memory for keys and values.
     fn cache(&self, config: &ModelConfig) -> Box<dyn Cache>;
 
+    /// What a call may take of the device's memory where its caller does not say, in bytes.
+    fn default_bytes(&self) -> u64;
+
     /// The tokens' embeddings, the beginning of the residual stream.
     fn embed(&self, tokens: &[u32], width: usize, device: &Device) -> Tensor<2>;
 

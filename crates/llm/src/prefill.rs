@@ -101,7 +101,7 @@ impl<'a> Prefill<'a> {
         let errors: Vec<_> =
             prompts.iter().enumerate().map(|(row, prompt)| check_prompt(decoder, row, prompt).err()).collect();
         let good = (0..prompts.len()).filter(|&row| errors[row].is_none()).collect();
-        let bytes = budget.memory_bytes.unwrap_or_else(memory::default_bytes);
+        let bytes = budget.memory_bytes.unwrap_or_else(|| decoder.default_bytes());
         let pool = decoder.pool();
         Self {
             decoder,

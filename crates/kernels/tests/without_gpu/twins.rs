@@ -185,7 +185,7 @@ fn rotate_and_store() {
                     &mut v,
                 ],
             );
-            let mut want = vec![Vec::new(), vec![9.0; cache], vec![9.0; cache]];
+            let mut want = [Vec::new(), vec![9.0; cache], vec![9.0; cache]];
             for (token, &(position, code)) in places.iter().enumerate() {
                 let part = (code >> 1) as usize + (LAYER * (code & 1)) as usize;
                 for head in 0..queries + 2 * keys {
@@ -368,7 +368,8 @@ fn attention_of_prefill_and_of_decoding_with_a_shared_prompt() {
             assert_close(&what, &float.values(&out), &batch.attention(), float.tolerance());
 
             // Three sequences after a shared prompt of two pages, each with an own end, in chunks of one page.
-            let own = [(vec![2 * 1 + 1, 2 * 2], 99), (vec![2 * 7], 64), (vec![2 * 11 + 1], 95)];
+            // Twice the first part, and 1 for pages of all layers: parts 1, 2, 7 and 11.
+            let own = [(vec![3, 4], 99), (vec![14], 64), (vec![23], 95)];
             let shared = [2 * 3 + 1, 2 * 5 + 1];
             batch.sequences =
                 own.iter().map(|(pages, position)| ([&shared[..], pages].concat(), *position, 1)).collect();

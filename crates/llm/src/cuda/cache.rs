@@ -1,7 +1,7 @@
 //! Keys and values on a CUDA device, and the attention over them.
 //!
 //! Both lie in one buffer each, in parts: one layer of one page, \[kv heads, PAGE, head width\]. A page of all layers is
-//! as many parts in a row; a passing page is one. The buffers grow by doubling, with a copy.
+//! as many parts in a row; a passing page is one. The buffers grow by half, with a copy.
 
 use super::{Shared, Table, contiguous, cubes, floats, tensor, vectors};
 use crate::{
@@ -70,7 +70,8 @@ impl CudaCache {
     fn reserve(&mut self) {
         let capacity = self.store.as_ref().map_or(0, |store| store.capacity);
         if self.parts > capacity {
-            let capacity = self.parts.next_power_of_two().max(FIRST_PARTS);
+            // By half: a buffer may take a quarter of the device's memory, and for the copy there are two.
+            let capacity = self.parts.max(capacity + capacity / 2).next_multiple_of(FIRST_PARTS);
             let bytes = capacity * self.part_numbers() * self.shared.dtype.size();
             let client = &self.shared.client;
             let (keys, values) = (client.empty(bytes), client.empty(bytes));

@@ -12,6 +12,7 @@
 mod cache;
 
 use crate::{
+    LlmError,
     config::ModelConfig,
     host::RopeTable,
     matrix::Matrix,
@@ -35,6 +36,12 @@ use cubecl::{
 use rallrec_kernels::{PLANE, feed_forward, norm, sample};
 use std::sync::Arc;
 
+/// Numbers that kernels read and write together.
+const VECTOR: usize = 4;
+/// A call takes this part of the device's memory at most.
+const SHARE: u64 = 4;
+/// Memory of a device that does not tell.
+const UNKNOWN_BYTES: u64 = 8 << 30;
 /// Units of a cube that goes through a row.
 const ROW_UNITS: u32 = 256;
 /// Units of a cube that samples: as many as there can be, a vocabulary is long.
@@ -60,7 +67,21 @@ struct Shared {
 
 impl Cuda {
     /// Uploads what all layers share. `embedding` is on the device.
-    pub(crate) fn new(config: &ModelConfig, embedding: &Matrix, rope: &RopeTable, device: &Device) -> Self {
+    ///
+    /// # Errors
+    /// [`LlmError::Device`] when the model has a width that the kernels do not take.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        embedding: &Matrix,
+        rope: &RopeTable,
+        device: &Device,
+    ) -> Result<Self, LlmError> {
+        for (width, what) in [(config.hidden, "residual stream"), (config.feed_forward, "feed-forward layer")] {
+            if !width.is_multiple_of(VECTOR) {
+                let what = format!("the {what} is {width} wide, and the kernels take multiples of {VECTOR}; use cpu");
+                return Err(LlmError::Device { name: "cuda".into(), what });
+            }
+        }
         // Rows of tokens: a column of [hidden, vocabulary] would be gathered one number at a time.
         let embedding = contiguous(embedding.dense(device).transpose());
         let client = embedding.client.clone();
@@ -72,7 +93,7 @@ impl Cuda {
             rotation: client.create_from_slice(&rotation),
             client,
         };
-        Self { shared: Arc::new(shared), embedding }
+        Ok(Self { shared: Arc::new(shared), embedding })
     }
 }
 
@@ -97,7 +118,8 @@ impl Shared {
         let width = table.meta.shape()[1];
         let out = self.empty(rows.length, width, to);
         let types = [table.dtype, to].map(dtype_to_elem_type);
-        // SAFETY: the ids are rows of the table, one cube writes each row of `out`, and widths are multiples of 32.
+        // SAFETY: the ids are rows of the table, one cube writes each row of `out`, and widths are multiples of
+        // VECTOR: `Cuda::new` has checked them.
         #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
         unsafe {
             norm::gather_rows::launch_unchecked(
@@ -159,6 +181,11 @@ fn tensor(tensor: CubeTensor) -> Tensor<2> {
 impl Operations for Cuda {
     fn cache(&self, config: &ModelConfig) -> Box<dyn Cache> {
         Box::new(CudaCache::new(config.clone(), self.shared.clone()))
+    }
+
+    fn default_bytes(&self) -> u64 {
+        // Of all of it: what is free is not told. Weights and activations have the rest.
+        self.shared.client.properties().memory.max_memory().unwrap_or(UNKNOWN_BYTES) / SHARE
     }
 
     fn embed(&self, tokens: &[u32], _width: usize, _device: &Device) -> Tensor<2> {
