@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(crate) fn model(context: &StageContext<'_>) -> Result<Language, StageError> {
     match context.model.as_ref().ok_or_else(|| StageError::Invalid("the stage needs `model`".into()))? {
         Model::Local(source) => context.models.get(source, context.device).map(Language::Local),
-        Model::Remote(source) => Remote::new(context, source).map(Language::Remote),
+        Model::Remote(source) => Remote::new(context, source).map(Box::new).map(Language::Remote),
     }
 }
 
@@ -21,7 +21,7 @@ pub(crate) enum Language {
     /// In memory here.
     Local(Arc<LanguageModel>),
     /// Behind a server.
-    Remote(Remote),
+    Remote(Box<Remote>),
 }
 
 /// A prompt before it is encoded.

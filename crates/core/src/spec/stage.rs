@@ -141,9 +141,9 @@ fn superfluous(reader: &mut Reader, fields: &[Entry], kind: StageKind) {
         let message = format!("`{kind}` draws no random numbers: its `seed` has no effect");
         reader.out.warning(key_span(fields, "seed"), message, Some("remove it".to_owned()));
     }
-    let row_wise = |kind: &StageKind| kind.info().drive().is_some();
-    let has_bad_rows = |kind: &StageKind| kind.info().has_bad_rows();
-    let keys: [(&str, &dyn Fn(&StageKind) -> bool); 2] = [("shards", &row_wise), ("max_bad_rows", &has_bad_rows)];
+    let row_wise: fn(&StageKind) -> bool = |kind| kind.info().drive().is_some();
+    let has_bad_rows: fn(&StageKind) -> bool = |kind| kind.info().has_bad_rows();
+    let keys = [("shards", row_wise), ("max_bad_rows", has_bad_rows)];
     for (key, takes) in keys.into_iter().filter(|(key, takes)| given(key) && !takes(&kind)) {
         let message = format!("`{key}` is only for kinds that work row by row, and `{kind}` is one task");
         let kinds: Vec<&str> = StageKind::ALL.iter().filter(|kind| takes(kind)).map(|k| k.info().name).collect();

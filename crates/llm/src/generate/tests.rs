@@ -14,7 +14,7 @@ fn model() -> LanguageModel {
 fn requests() -> Vec<GenerateRequest> {
     let samples = |row| (0..3).map(move |sample| row_rng(1, "test", row, sample));
     let prompt =
-        |row: u32| (0..40 + 9 * row).map(move |i| if i < 34 && row % 2 == 0 { i } else { (i * row + row) % 250 });
+        |row: u32| (0..40 + 9 * row).map(move |i| if i < 34 && row.is_multiple_of(2) { i } else { (i * row + row) % 250 });
     (0..8)
         .map(|row| GenerateRequest { prompt: prompt(row).collect(), samples: samples(row.into()).collect() })
         .collect()

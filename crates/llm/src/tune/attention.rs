@@ -287,6 +287,7 @@ fn narrow(heads: &Tensor<3>, rows: Range<usize>) -> Tensor<3> {
 }
 
 /// A sum over tensors that have ever more rows.
+#[expect(clippy::large_enum_variant, reason = "a few live at a time, and none is moved much")]
 enum Sum {
     Host { values: Vec<f32>, shape: [usize; 3] },
     Device(Tensor<3>),

@@ -30,6 +30,7 @@ pub(crate) struct Gradient<'a> {
     pub(crate) weight: f64,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one a layer")]
 enum Saved {
     All(Kept),
     Input(Rows),
