@@ -23,29 +23,16 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// One block's weights.
-struct Block {
-    attention_norm: Vector,
+pub(crate) struct Block {
+    pub(crate) attention_norm: Vector,
     /// Queries, keys and values beside one another.
-    qkv: Matrix,
-    heads: HeadWeights,
-    output: Matrix,
-    feed_norm: Vector,
-    /// Gates, then ups.
-    gate_up: Matrix,
-    down: Matrix,
-}
-
-/// One block's weights as training wants them: matrices \[inputs, outputs\].
-pub(crate) struct DenseBlock {
-    pub(crate) attention_norm: Vec<f32>,
-    /// Queries, keys and values beside one another.
-    pub(crate) qkv: Tensor<2>,
+    pub(crate) qkv: Matrix,
     pub(crate) heads: HeadWeights,
-    pub(crate) output: Tensor<2>,
-    pub(crate) feed_norm: Vec<f32>,
+    pub(crate) output: Matrix,
+    pub(crate) feed_norm: Vector,
     /// Gates, then ups.
-    pub(crate) gate_up: Tensor<2>,
-    pub(crate) down: Tensor<2>,
+    pub(crate) gate_up: Matrix,
+    pub(crate) down: Matrix,
 }
 
 /// All weights, on one device, and perhaps an adapter. A clone shares the weights.
@@ -202,23 +189,14 @@ impl Decoder {
         self.ops.embed(tokens, self.config.hidden, &self.device)
     }
 
-    /// A block's weights as tensors. They are made anew at every call: take them when they are needed, and let go.
-    pub(crate) fn dense_block(&self, layer: usize) -> DenseBlock {
-        let block = &self.blocks[layer];
-        DenseBlock {
-            attention_norm: block.attention_norm.values().to_vec(),
-            qkv: block.qkv.dense(&self.device),
-            heads: block.heads.clone(),
-            output: block.output.dense(&self.device),
-            feed_norm: block.feed_norm.values().to_vec(),
-            gate_up: block.gate_up.dense(&self.device),
-            down: block.down.dense(&self.device),
-        }
+    /// A block's weights, as training reads them.
+    pub(crate) fn block(&self, layer: usize) -> &Block {
+        &self.blocks[layer]
     }
 
-    /// The final norm's weights, and the head \[hidden, vocabulary\], made anew at every call.
-    pub(crate) fn dense_head(&self) -> (&[f32], Tensor<2>) {
-        (self.norm.values(), self.head.dense(&self.device))
+    /// The final norm's weights, and the head.
+    pub(crate) fn norm_and_head(&self) -> (&[f32], &Matrix) {
+        (self.norm.values(), &self.head)
     }
 
     pub(crate) fn rope(&self) -> &RopeTable {

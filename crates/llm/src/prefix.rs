@@ -321,7 +321,7 @@ mod tests {
         let long = vec![7; 100];
         let own = |prompts: &[Vec<u32>]| tree(prompts).units.iter().map(|u| u.tokens.clone()).collect::<Vec<_>>();
         assert!(own(&[]).is_empty());
-        assert_eq!(own(std::slice::from_ref(&long)), [0..100]);
+        assert_eq!(own(std::slice::from_ref(&long)), std::slice::from_ref(&(0..100)));
         assert_eq!(own(&[long.clone(), long.clone()]), [0..96, 96..100, 96..100]);
         assert_eq!(own(&[long.clone(), long[..64].to_vec()]), [0..32, 32..100, 32..64]);
         assert_eq!(own(&[long[..65].to_vec(), long.clone()]), [0..64, 64..100, 64..65]);

@@ -14,6 +14,7 @@ use crate::{
     config::ModelConfig,
     decoder::Decoder,
     host::RopeTable,
+    matrix::Matrix,
     ops::HeadWeights,
 };
 use burn::tensor::Device;
@@ -23,9 +24,9 @@ use std::ops::Range;
 pub(crate) struct Block<'a> {
     config: &'a ModelConfig,
     rope: &'a RopeTable,
-    heads: HeadWeights,
-    attention_norm: Vec<f32>,
-    feed_norm: Vec<f32>,
+    heads: &'a HeadWeights,
+    attention_norm: &'a [f32],
+    feed_norm: &'a [f32],
     qkv: Projection<'a>,
     output: Projection<'a>,
     gate_up: Projection<'a>,
@@ -56,7 +57,7 @@ impl Kept {
 }
 
 impl<'a> Block<'a> {
-    /// Block `layer` of a decoder; its weights are taken now and dropped with it.
+    /// Block `layer` of a decoder.
     pub(crate) fn new(
         decoder: &'a Decoder,
         adapter: &'a Adapter,
@@ -64,21 +65,21 @@ impl<'a> Block<'a> {
         draws: Draws,
         sequences: &'a [Sequence],
     ) -> Self {
-        let (weights, config, device) = (decoder.dense_block(layer), &decoder.config, decoder.device());
-        let projection = |weights, product| Projection {
+        let (weights, config, device) = (decoder.block(layer), &decoder.config, decoder.device());
+        let projection = |weights: &'a Matrix, product| Projection {
             weights,
             trained: TrainedProduct::new(adapter, config, layer, product, draws, device),
         };
         Self {
             config,
             rope: decoder.rope(),
-            heads: weights.heads,
-            attention_norm: weights.attention_norm,
-            feed_norm: weights.feed_norm,
-            qkv: projection(weights.qkv, Product::Qkv),
-            output: projection(weights.output, Product::Output),
-            gate_up: projection(weights.gate_up, Product::GateUp),
-            down: projection(weights.down, Product::Down),
+            heads: &weights.heads,
+            attention_norm: weights.attention_norm.values(),
+            feed_norm: weights.feed_norm.values(),
+            qkv: projection(&weights.qkv, Product::Qkv),
+            output: projection(&weights.output, Product::Output),
+            gate_up: projection(&weights.gate_up, Product::GateUp),
+            down: projection(&weights.down, Product::Down),
             epsilon: config.norm_epsilon,
             device,
             sequences,
@@ -93,19 +94,19 @@ impl<'a> Block<'a> {
     }
 
     fn attention(&self) -> Attention<'_> {
-        Attention { config: self.config, weights: &self.heads, rope: self.rope, device: self.device }
+        Attention { config: self.config, weights: self.heads, rope: self.rope, device: self.device }
     }
 
     /// All of the block but its last product.
     pub(crate) fn keep(&self, x: Rows) -> Kept {
-        let normed = rms_norm(&x, &self.attention_norm, self.epsilon);
+        let normed = rms_norm(&x, self.attention_norm, self.epsilon);
         let qkv = Rows::of(self.qkv.forward(normed, self.sequences, self.device));
         let (heads, attended) = self.attention().forward(&qkv, &self.spans);
         drop(qkv);
         let attended = Rows::of(attended);
         let kept = self.output.is_trained().then(|| attended.clone());
         let middle = x.plus(self.output.forward(attended, self.sequences, self.device));
-        let normed = rms_norm(&middle, &self.feed_norm, self.epsilon);
+        let normed = rms_norm(&middle, self.feed_norm, self.epsilon);
         let gate_up = Rows::of(self.gate_up.forward(normed, self.sequences, self.device));
         Kept { x, heads, attended: kept, middle, gate_up }
     }
@@ -125,17 +126,17 @@ impl<'a> Block<'a> {
         let dy = gradient.into_tensor(self.device);
         let d_fed = self.down.backward(|| swiglu(&gate_up), dy.clone(), sequences, gradients, true).expect(always);
         let d_gate_up = swiglu_backward(gate_up, d_fed).into_tensor(self.device);
-        let normed = || rms_norm(&middle, &self.feed_norm, self.epsilon);
+        let normed = || rms_norm(&middle, self.feed_norm, self.epsilon);
         let d_normed = self.gate_up.backward(normed, d_gate_up, sequences, gradients, true).expect(always);
-        let dy = rms_norm_backward(&middle, &self.feed_norm, self.epsilon, d_normed, Rows::of(dy));
+        let dy = rms_norm_backward(&middle, self.feed_norm, self.epsilon, d_normed, Rows::of(dy));
         drop(middle);
         let dy = dy.into_tensor(self.device);
         let attended = || attended.expect("kept where the projection has an adapter");
         let d_attended = self.output.backward(attended, dy.clone(), sequences, gradients, true).expect(always);
         let d_qkv = self.attention().backward(&heads, d_attended, &self.spans);
         drop(heads);
-        let normed = || rms_norm(&x, &self.attention_norm, self.epsilon);
+        let normed = || rms_norm(&x, self.attention_norm, self.epsilon);
         let d_normed = self.qkv.backward(normed, d_qkv, sequences, gradients, wants_x)?;
-        Some(rms_norm_backward(&x, &self.attention_norm, self.epsilon, d_normed, Rows::of(dy)))
+        Some(rms_norm_backward(&x, self.attention_norm, self.epsilon, d_normed, Rows::of(dy)))
     }
 }

@@ -79,12 +79,12 @@ impl Gradient<'_> {
     /// Each sample's loss, and the gradient of the residual stream after the last block.
     fn head(&self, x: &Rows, samples: &[&TuneSample], sequences: &[Sequence]) -> (Vec<f64>, Rows) {
         let (config, device) = (&self.decoder.config, self.decoder.device());
-        let (norm, head) = self.decoder.dense_head();
+        let (norm, head) = self.decoder.norm_and_head();
         let mut last: Vec<usize> = sequences.iter().map(|sequence| sequence.rows.end - 1).collect();
         last.resize(last.len().max(MIN_ROWS), last[0]);
         let states = Rows::of(x.select(&last, device));
         let normed = rms_norm(&states, norm, config.norm_epsilon).into_tensor(device);
-        let logits = read(product(normed, head.clone()));
+        let logits = read(product(normed, head));
         let mut losses = Vec::with_capacity(samples.len());
         let mut d_logits = vec![0.0; last.len() * config.vocabulary];
         let rows = floats(&logits).chunks_exact(config.vocabulary).zip(d_logits.chunks_exact_mut(config.vocabulary));
@@ -92,7 +92,7 @@ impl Gradient<'_> {
             losses.push(cross_entropy(logits, sample.answer as usize, self.weight, d_logits));
         }
         let d_logits = matrix(d_logits, last.len(), device);
-        let d_normed = product_back(d_logits, head);
+        let d_normed = product_back(d_logits, head.dense(device));
         let zeros = Rows::new(vec![0.0; last.len() * config.hidden], config.hidden, device);
         let d_states = read(rms_norm_backward(&states, norm, config.norm_epsilon, d_normed, zeros).into_tensor(device));
         let rows = sequences.last().map_or(0, |sequence| sequence.rows.end);

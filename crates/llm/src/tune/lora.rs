@@ -11,6 +11,7 @@ use crate::{
     adapter::{Adapter, Place, Product, scaled_up, transposed, transposed_down},
     config::ModelConfig,
     host::{floats, matrix, read},
+    matrix::Matrix,
 };
 use burn::tensor::{Device, Tensor};
 use rallrec_core::rng::row_rng;
@@ -195,17 +196,17 @@ impl<'a> TrainedProduct<'a> {
 
 /// A product with frozen weights, and the adapter beside it.
 pub(crate) struct Projection<'a> {
-    pub(crate) weights: Tensor<2>,
+    pub(crate) weights: &'a Matrix,
     pub(crate) trained: Option<TrainedProduct<'a>>,
 }
 
 impl Projection<'_> {
     /// x W, with the adapter's part.
     pub(crate) fn forward(&self, x: Rows, sequences: &[Sequence], device: &Device) -> Tensor<2> {
-        let Some(trained) = &self.trained else { return product(x.into_tensor(device), self.weights.clone()) };
+        let Some(trained) = &self.trained else { return product(x.into_tensor(device), self.weights) };
         let (x, inputs) = trained.inputs(x, sequences, device);
         let added = trained.reduced(&inputs).matmul(trained.up.clone());
-        Rows::of(product(x, self.weights.clone())).add(added).into_tensor(device)
+        Rows::of(product(x, self.weights)).add(added).into_tensor(device)
     }
 
     /// The gradient of the inputs, where it is wanted; the adapter's are added to `gradients`. `x` makes the inputs
@@ -226,7 +227,7 @@ impl Projection<'_> {
         if !wants_inputs {
             return None;
         }
-        let through = product_back(gradient, self.weights.clone());
+        let through = product_back(gradient, self.weights.dense(&device));
         Some(match added {
             Some(added) => added.add(through).into_tensor(&device),
             None => through,
