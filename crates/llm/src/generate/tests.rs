@@ -13,8 +13,9 @@ fn model() -> LanguageModel {
 /// Prompts of 40 tokens and on, every second with a beginning that others have, three samples each.
 fn requests() -> Vec<GenerateRequest> {
     let samples = |row| (0..3).map(move |sample| row_rng(1, "test", row, sample));
-    let prompt =
-        |row: u32| (0..40 + 9 * row).map(move |i| if i < 34 && row.is_multiple_of(2) { i } else { (i * row + row) % 250 });
+    let prompt = |row: u32| {
+        (0..40 + 9 * row).map(move |i| if i < 34 && row.is_multiple_of(2) { i } else { (i * row + row) % 250 })
+    };
     (0..8)
         .map(|row| GenerateRequest { prompt: prompt(row).collect(), samples: samples(row.into()).collect() })
         .collect()
