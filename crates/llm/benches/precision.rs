@@ -34,7 +34,9 @@ fn main() {
 }
 
 fn root(file: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file)).unwrap()
+    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file)).unwrap();
+    // MovieLens files are ISO-8859-1.
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// e to the mean negative log-probability of each next token.
