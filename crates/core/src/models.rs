@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 choice! {
     /// How a model's weights are kept while computing.
     Precision {
-        /// What the device does best.
+        /// As in the file on the CPU, with the same results as `f32` to the bit; bfloat16 on CUDA.
         Auto = "auto",
         /// 32-bit floats.
         F32 = "f32",
@@ -21,7 +21,7 @@ choice! {
         Bf16 = "bf16",
         /// 16-bit floats.
         F16 = "f16",
-        /// 8-bit integers with scales.
+        /// 8-bit integers with a scale for every 32 inputs; on CUDA their values are computed with in bfloat16.
         Int8 = "int8",
     }
 }
