@@ -15,7 +15,7 @@ use crate::{
         rows::{Rows, narrow_product},
     },
 };
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use rallrec_core::rng::row_rng;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -496,10 +496,13 @@ impl LowRanks {
     pub(crate) fn add(&self, layer: usize, product: Product, x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
         let low = self.layers.get(layer).and_then(|products| products[product as usize].as_ref());
         let Some(low) = low else { return y };
-        let (device, [rows, inputs]) = (y.device(), x.dims());
+        let (device, [rows, _]) = (y.device(), x.dims());
         // One row alone would take another kernel on the CPU, with another order of summation.
-        let x = if rows == 1 { Tensor::cat(vec![x, Tensor::zeros([1, inputs], &device)], 0) } else { x };
+        let x = if rows == 1 { Tensor::cat(vec![x.clone(), x], 0) } else { x };
+        // The adapter is in 32 bits everywhere; on CUDA activations are narrower.
+        let x = if x.dtype() == DType::F32 { x } else { x.cast(DType::F32) };
         let added = narrow_product(x, low.down.clone()).matmul(low.up.clone());
+        let added = if y.dtype() == DType::F32 { added } else { added.cast(y.dtype()) };
         let outputs = added.dims()[1];
         Rows::of(y).add(added.slice([0..rows, 0..outputs])).into_tensor(&device)
     }
