@@ -5,6 +5,7 @@
 //! so the same inputs always give the same outputs. This crate deliberately has no async runtime, no file or
 //! network access, no clock, and knows nothing of Burn, Arrow or object stores.
 
+pub mod field;
 pub mod ids;
 pub mod key;
 pub mod kind;

@@ -5,7 +5,7 @@
 //! server's key is known by the name of the environment variable that the worker reads it from, and by that alone.
 
 use crate::{
-    params::{Effect, Field, ParamValue, ValueKind, choice, params},
+    field::{Effect, Field, ParamValue, ValueKind, choice, params},
     plan::PinnedSource,
 };
 use serde::{Deserialize, Serialize};

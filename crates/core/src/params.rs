@@ -5,120 +5,12 @@
 //! (batch sizes) cannot. A third mark, `scope`, is for limits on how many rows are made: the rows themselves
 //! do not change, so shards stay reusable, but whole-table consumers see another table.
 
-use crate::kind::StageKind;
+use crate::{
+    field::{Effect, Field, ParamValue, ValueKind, choice, params},
+    kind::StageKind,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-/// What a parameter does to the stage's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Part of the key of every row.
-    Keyed,
-    /// Changes how many rows there are, not what is in them.
-    Scope,
-    /// Cannot change the output.
-    Free,
-}
-
-/// Type of a parameter's value.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ValueKind {
-    /// A whole number.
-    Int,
-    /// A number.
-    Float,
-    /// `true` or `false`.
-    Bool,
-    /// Text.
-    Text,
-    /// One of these words.
-    Choice(&'static [&'static str]),
-    /// A list of values of one type.
-    List(Box<ValueKind>),
-}
-
-/// One parameter, as data.
-#[derive(Clone, Debug)]
-pub struct Field {
-    /// Name in the YAML file.
-    pub name: &'static str,
-    /// One paragraph for people: meaning, unit, source.
-    pub doc: &'static str,
-    /// Type of its value.
-    pub kind: ValueKind,
-    /// Value when it is left out.
-    pub default: Value,
-    /// Smallest and largest value, both allowed; for lists, of each element.
-    pub range: Option<(f64, f64)>,
-    /// What it does to the key.
-    pub effect: Effect,
-}
-
-/// A Rust type that a parameter may have.
-pub trait ParamValue {
-    /// The type's name in schema and messages.
-    fn kind() -> ValueKind;
-}
-
-macro_rules! param_value {
-    ($($ty:ty => $kind:expr),* $(,)?) => {$(
-        impl ParamValue for $ty {
-            fn kind() -> ValueKind { $kind }
-        }
-    )*};
-}
-param_value!(u32 => ValueKind::Int, u64 => ValueKind::Int, f64 => ValueKind::Float, bool => ValueKind::Bool, String => ValueKind::Text);
-
-impl<T: ParamValue> ParamValue for Vec<T> {
-    fn kind() -> ValueKind {
-        ValueKind::List(Box::new(T::kind()))
-    }
-}
-
-/// Declares a closed set of words as an enum.
-macro_rules! choice {
-    ($(#[doc = $doc:literal])* $name:ident { $($(#[doc = $vdoc:literal])* $variant:ident = $word:literal),* $(,)? }) => {
-        $(#[doc = $doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name { $($(#[doc = $vdoc])* #[serde(rename = $word)] $variant),* }
-        impl ParamValue for $name {
-            fn kind() -> ValueKind { ValueKind::Choice(&[$($word),*]) }
-        }
-    };
-}
-
-/// Declares a kind's parameters as a struct and as a table of [`Field`]s.
-macro_rules! params {
-    ($(#[doc = $doc:literal])* $name:ident {
-        $($(#[doc = $fdoc:literal])* $field:ident: $ty:ty = $default:expr, $effect:ident $(, $lo:literal ..= $hi:literal)?;)*
-    }) => {
-        $(#[doc = $doc])*
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        pub struct $name { $($(#[doc = $fdoc])* pub $field: $ty),* }
-        impl $name {
-            /// The parameters as data, in the order of their declaration.
-            pub fn fields() -> Vec<Field> {
-                vec![$(Field {
-                    name: stringify!($field),
-                    doc: concat!($($fdoc, "\n"),*).trim(),
-                    kind: <$ty as ParamValue>::kind(),
-                    default: serde_json::json!($default),
-                    range: params!(@range $($lo, $hi)?),
-                    effect: Effect::$effect,
-                }),*]
-            }
-        }
-        impl Default for $name {
-            fn default() -> Self {
-                Self { $($field: $default.into()),* }
-            }
-        }
-    };
-    (@range) => { None };
-    (@range $lo:literal, $hi:literal) => { Some(($lo as f64, $hi as f64)) };
-}
-pub(crate) use {choice, params};
 
 choice! {
     /// Layout of a data set's raw files.

@@ -4,9 +4,10 @@
 //! [`crate::spec::compile`]. What is refused here is always refused there.
 
 use crate::{
+    field::{Field, ValueKind},
     kind::{KindInfo, StageKind},
     models::{LocalModel, RemoteModel},
-    params::{Field, StageParams, ValueKind},
+    params::StageParams,
     spec::{DEFAULT_SEED, DEFAULT_SHARD_ROWS, FORMAT_VERSION, bounds},
 };
 use serde_json::{Map, Value, json};

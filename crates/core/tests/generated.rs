@@ -4,9 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use rallrec_core::{
+    field::{Effect, Field, ValueKind},
     kind::{KindInfo, Mode, StageKind, TableKind},
     models::{LocalModel, RemoteModel},
-    params::{Effect, Field, StageParams, ValueKind},
+    params::StageParams,
     schema::json_schema,
 };
 use std::{env, fmt::Write, fs, path::PathBuf};

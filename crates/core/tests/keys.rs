@@ -6,10 +6,11 @@
 
 use proptest::prelude::*;
 use rallrec_core::{
+    field::{Effect, Field, ValueKind},
     ids::StageName,
     kind::{Mode, StageKind},
     models::ModelPlace,
-    params::{Effect, Field, StageParams, ValueKind},
+    params::StageParams,
     plan::{Pins, Plan, PlannedStage, why_changed},
     spec::{Pipeline, compile},
 };

@@ -2,10 +2,11 @@
 
 use super::{Need, PinnedSource, Plan, PlannedStage};
 use crate::{
+    field::Effect,
     key::{Key, KeyFields},
     kind::{Mode, Port},
     models::{Model, ModelPlace, PinnedModel},
-    params::{Effect, StageParams},
+    params::StageParams,
     spec::{Input, Pipeline, Source, Stage},
 };
 use serde_json::Value;

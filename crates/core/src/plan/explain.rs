@@ -1,11 +1,7 @@
 //! Why a stage runs again: the fields in which two plans differ, followed upstream to where the change began.
 
 use super::{Plan, PlannedStage, build::value_of};
-use crate::{
-    ids::StageName,
-    kind::Mode,
-    params::{Effect, StageParams},
-};
+use crate::{field::Effect, ids::StageName, kind::Mode, params::StageParams};
 use std::{
     collections::{BTreeSet, HashSet},
     fmt,

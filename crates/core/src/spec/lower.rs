@@ -9,7 +9,7 @@ use super::{
     stage::{self, Draft, Surroundings},
     values::{Expected, Param, Reader, get, is_name, name_help, resolve},
 };
-use crate::params::ValueKind;
+use crate::field::ValueKind;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},

@@ -9,9 +9,9 @@ use super::{
     values::{Expected, Reader, get},
 };
 use crate::{
+    field::Field,
     kind::StageKind,
     models::{LocalModel, Model, ModelPlace, RemoteModel},
-    params::Field,
 };
 use serde_json::{Map, Value};
 use std::rc::Rc;

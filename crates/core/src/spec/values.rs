@@ -4,7 +4,7 @@ use super::{
     diagnostics::{Collector, Span, list, shown},
     node::{Content, Entry, Node},
 };
-use crate::params::ValueKind;
+use crate::field::ValueKind;
 use serde_json::{Number, Value};
 use std::{
     collections::{BTreeMap, BTreeSet},
