@@ -204,6 +204,23 @@ impl pulp::NullaryFnOnce for AddNorm<'_> {
                 *x += d;
             }
         }
+        pulp::NullaryFnOnce::call(Norm { x: self.x, out: self.out, weight: self.weight, epsilon: self.epsilon });
+    }
+}
+
+/// RMSNorm of some rows: x / sqrt(mean(x^2) + epsilon) * weight.
+pub(crate) struct Norm<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) out: &'a mut [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) epsilon: f32,
+}
+
+impl pulp::NullaryFnOnce for Norm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
         let width = self.weight.len();
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
             let scale = inverse_root(x, self.epsilon);
@@ -217,17 +234,23 @@ impl pulp::NullaryFnOnce for AddNorm<'_> {
 /// 1 / sqrt(mean(x^2) + epsilon).
 #[inline(always)]
 pub(crate) fn inverse_root(x: &[f32], epsilon: f32) -> f32 {
-    let mut squares = [0.0; PAGE_LANES];
-    let chunks = x.chunks_exact(PAGE_LANES);
-    for (square, &v) in squares.iter_mut().zip(chunks.remainder()) {
-        *square = v * v;
+    1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt()
+}
+
+/// The inner product of two rows, always summed in the same order.
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; PAGE_LANES];
+    let (a, b) = (a.chunks_exact(PAGE_LANES), b.chunks_exact(PAGE_LANES));
+    for ((sum, &a), &b) in sums.iter_mut().zip(a.remainder()).zip(b.remainder()) {
+        *sum = a * b;
     }
-    for chunk in chunks {
-        for (square, &v) in squares.iter_mut().zip(chunk) {
-            *square = v.mul_add(v, *square);
+    for (a, b) in a.zip(b) {
+        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = a.mul_add(b, *sum);
         }
     }
-    1.0 / (lane_sum(squares) / x.len() as f32 + epsilon).sqrt()
+    lane_sum(sums)
 }
 
 /// silu(gate) * up, from \[rows, 2 width\] with the gates in the first half of each row to \[rows, width\].
@@ -243,10 +266,11 @@ pub(crate) fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
     matrix(out, rows, &device)
 }
 
-struct SwiGlu<'a> {
-    gate_up: &'a [f32],
-    out: &'a mut [f32],
-    width: usize,
+/// silu(gate) * up of some rows.
+pub(crate) struct SwiGlu<'a> {
+    pub(crate) gate_up: &'a [f32],
+    pub(crate) out: &'a mut [f32],
+    pub(crate) width: usize,
 }
 
 impl pulp::NullaryFnOnce for SwiGlu<'_> {

@@ -203,30 +203,3 @@ fn what_is_not_a_number_is_never_passed_over() {
         assert_eq!(draw(&[f32::NEG_INFINITY, 1.0], temperature, &mut rng), Some(1));
     }
 }
-
-/// `cargo test --release --workspace --lib -- --ignored --nocapture drawing_speed` prints how long a draw takes.
-#[test]
-#[ignore = "prints times"]
-fn drawing_speed() {
-    for vocabulary in [49_152, 151_936] {
-        let logits = logits(vocabulary, 1);
-        let plain = Sampling { temperature: 0.8, ..Sampling::default() };
-        let settings = [
-            ("greedy", Sampling { temperature: 0.0, ..plain.clone() }),
-            ("plain", plain.clone()),
-            ("top_p 0.9", Sampling { top_p: 0.9, ..plain.clone() }),
-            ("top_k 50", Sampling { top_k: 50, ..plain.clone() }),
-            ("min_p 0.05", Sampling { min_p: 0.05, ..plain.clone() }),
-            ("penalty 1.1", Sampling { repetition_penalty: 1.1, ..plain.clone() }),
-        ];
-        for (name, sampling) in settings {
-            let (mut sampler, mut rng) = (Sampler::default(), row_rng(1, "test", 0, 0));
-            let times = (0..300).map(|_| {
-                let began = std::time::Instant::now();
-                sampler.draw(&logits, &sampling, &[1, 2, 3], &mut rng).unwrap();
-                began.elapsed()
-            });
-            println!("{vocabulary} {name}: {:?}", times.min().unwrap());
-        }
-    }
-}

@@ -6,10 +6,10 @@
 //! operations elsewhere (see [`super::rows`]). How a sequence is cut does not depend on the batch, so neither do
 //! results.
 
-use super::rows::{Rows, TASK_ROWS, dot, largest, on_host, rms_norm, rms_norm_backward, sum};
+use super::rows::{Rows, TASK_ROWS, largest, on_host, rms_norm, rms_norm_backward, sum};
 use crate::{
     config::ModelConfig,
-    host::{RopeTable, exp, floats, floats_mut, read, vectorized},
+    host::{RopeTable, dot, exp, floats, floats_mut, read, vectorized},
     ops::HeadWeights,
 };
 use burn::tensor::{Device, Tensor, TensorData, activation};

@@ -8,7 +8,7 @@
 //! put together (see [`crate::decoder`]).
 
 use crate::{
-    host::{exp, floats, floats_mut, matrix, read, vectorized},
+    host::{Norm, SwiGlu, dot, exp, floats, floats_mut, inverse_root, matrix, read, vectorized},
     matrix::Matrix,
 };
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
@@ -278,28 +278,6 @@ pub(crate) fn swiglu_backward(gate_up: Rows, gradient: Tensor<2>) -> Rows {
     }
 }
 
-struct Norm<'a> {
-    x: &'a [f32],
-    out: &'a mut [f32],
-    weight: &'a [f32],
-    epsilon: f32,
-}
-
-impl pulp::NullaryFnOnce for Norm<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let width = self.weight.len();
-        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let scale = 1.0 / (dot(x, x) / width as f32 + self.epsilon).sqrt();
-            for ((out, &x), &w) in out.iter_mut().zip(x).zip(self.weight) {
-                *out = x * scale * w;
-            }
-        }
-    }
-}
-
 struct NormBackward<'a> {
     x: &'a [f32],
     gradient: &'a [f32],
@@ -320,30 +298,10 @@ impl pulp::NullaryFnOnce for NormBackward<'_> {
             for ((out, &g), &w) in weighted.iter_mut().zip(gradient).zip(self.weight) {
                 *out = g * w;
             }
-            let scale = 1.0 / (dot(x, x) / width as f32 + self.epsilon).sqrt();
+            let scale = inverse_root(x, self.epsilon);
             let inner = dot(x, &weighted) / width as f32 * scale * scale * scale;
             for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(&weighted) {
                 *dx += g * scale - x * inner;
-            }
-        }
-    }
-}
-
-struct SwiGlu<'a> {
-    gate_up: &'a [f32],
-    out: &'a mut [f32],
-    width: usize,
-}
-
-impl pulp::NullaryFnOnce for SwiGlu<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for (row, out) in self.gate_up.chunks_exact(2 * self.width).zip(self.out.chunks_exact_mut(self.width)) {
-            let (gate, up) = row.split_at(self.width);
-            for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                *out = gate / (1.0 + exp(-gate)) * up;
             }
         }
     }
@@ -372,22 +330,6 @@ impl pulp::NullaryFnOnce for SwiGluBackward<'_> {
             }
         }
     }
-}
-
-/// The inner product of two rows, always summed in the same order.
-#[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0; LANES];
-    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    for ((sum, &a), &b) in sums.iter_mut().zip(a.remainder()).zip(b.remainder()) {
-        *sum = a * b;
-    }
-    for (a, b) in a.zip(b) {
-        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = a.mul_add(b, *sum);
-        }
-    }
-    crate::host::lane_sum(sums)
 }
 
 /// The sum of a row, always in the same order.
