@@ -10,5 +10,5 @@ mod ports;
 mod turn;
 
 pub use clock::{Clock, SystemClock};
-pub use driver::{Control, Driver, DriverError, Notice, Observer, RunEnd, Settings};
+pub use driver::{Capacity, Control, Driver, DriverError, Notice, Observer, RunEnd, Settings};
 pub use ports::{Artifacts, Journal};

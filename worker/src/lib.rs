@@ -10,11 +10,12 @@ mod task;
 
 pub use task::program;
 
-use rallrec_core::ids::WorkerId;
-use rallrec_queue::{QueueError, TaskQueue};
+use rallrec_core::{ids::WorkerId, lane::Lane};
+use rallrec_queue::{QueueError, WorkerEnd};
 use rallrec_stages::{Cancel, Device, ModelCache};
 use rallrec_store::Store;
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use tokio::sync::watch;
 
 /// Where the content of a pinned source lies on this machine, by digest.
 pub type SourcePaths = HashMap<String, PathBuf>;
@@ -25,7 +26,7 @@ pub struct Worker {
     /// Where artifacts are.
     pub store: Store,
     /// Where tasks come from and reports go.
-    pub queue: Arc<dyn TaskQueue>,
+    pub queue: Arc<dyn WorkerEnd>,
     /// Where to compute.
     pub device: Device,
     /// Models in memory, shared by the slots.
@@ -37,19 +38,30 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// One slot: works on the tasks of a lane, one at a time, until the queue is closed.
+    /// One slot: works on tasks of these lanes, one at a time, until the queue is closed or nobody can change the lanes
+    /// any more.
     ///
     /// # Errors
     /// When the queue fails.
-    pub async fn slot(self, id: WorkerId, lane: &str) -> Result<(), QueueError> {
-        while let Some(delivery) = self.queue.claim(lane).await? {
+    pub async fn slot(self, id: WorkerId, mut lanes: watch::Receiver<Vec<Lane>>) -> Result<(), QueueError> {
+        loop {
+            let asked = lanes.borrow_and_update().clone();
+            let delivery = tokio::select! {
+                claimed = self.queue.claim(&asked) => match claimed? {
+                    Some(delivery) => delivery,
+                    None => return Ok(()),
+                },
+                changed = lanes.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return Ok(()),
+                },
+            };
             match rallrec_proto::decode_offer(delivery.payload()) {
                 Ok(offer) => task::run(&self, &id, offer).await?,
                 // Nobody can be told which task it was; the coordinator's lease on it runs out.
-                Err(error) => tracing::error!(%error, lane, "a message on the queue is not a task"),
+                Err(error) => tracing::error!(%error, "a message on the queue is not a task"),
             }
             delivery.ack();
         }
-        Ok(())
     }
 }

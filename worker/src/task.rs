@@ -35,7 +35,7 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
         worker: id.clone(),
         outcome,
     };
-    let send = async |outcome| worker.queue.report(rallrec_proto::encode_report(&report(outcome))).await;
+    let send = async |outcome| worker.queue.report(&offer.run, rallrec_proto::encode_report(&report(outcome))).await;
     send(Outcome::Started).await?;
     let (progress, mut heard) = watch::channel(Progress::default());
     let mut thread = {

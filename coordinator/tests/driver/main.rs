@@ -43,7 +43,7 @@ async fn a_run_ends_and_the_next_one_computes_nothing() {
     assert_eq!(store.computed.lock().unwrap().values().copied().collect::<Vec<_>>(), [1; TASKS]);
     let told = first.notices.lock().unwrap().clone();
     assert_eq!(told.iter().filter(|n| **n == "progress").count(), TASKS);
-    assert_eq!((told[0], told[told.len() - 2], told[told.len() - 1]), ("run_started", "run_finished", "view"));
+    assert_eq!((told[0], told[told.len() - 2], told[told.len() - 1]), ("run_started", "run_finished", "state"));
 
     let second = SimJournal::default();
     assert_eq!(process(&store, &second, Temper::good()).start(&plan(13)).await.unwrap(), RunEnd::Done);

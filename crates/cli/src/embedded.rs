@@ -4,11 +4,12 @@ use crate::{clock, console::Console, failure::Failure, history, run_view::RunVie
 use rallrec_coordinator::{Control, Driver, DriverError, Notice, RunEnd, Settings, SystemClock};
 use rallrec_core::{
     ids::{RunId, WorkerId},
+    lane::Lane,
     plan::Plan,
     run::Event,
     task::Outcome,
 };
-use rallrec_queue::{MemoryQueue, QueueError, TaskQueue};
+use rallrec_queue::{MemoryQueue, QueueError};
 use rallrec_stages::{Cancel, Device, ModelCache};
 use rallrec_store::{RunJournal, Store};
 use rallrec_worker::Worker;
@@ -17,7 +18,10 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 /// Pool that all tasks run in here: whatever pools a pipeline names, this machine is all of them.
 pub const POOL: &str = "local";
@@ -52,10 +56,10 @@ impl Session {
     ) -> Result<RunEnd, Failure> {
         let earlier = history::events(&self.store, &self.run).await?;
         locked(view, |view| view.replay(&earlier));
-        let queue: Arc<dyn TaskQueue> = Arc::new(MemoryQueue::new(2 * self.slots as usize));
+        let queue = Arc::new(MemoryQueue::new(2 * self.slots as usize));
         let worker = Worker {
             store: self.store.clone(),
-            queue: Arc::clone(&queue),
+            queue: Arc::clone(&queue) as _,
             device,
             models: Arc::new(ModelCache::default()),
             sources: Arc::new(places.into_iter().collect()),
@@ -63,10 +67,10 @@ impl Session {
         };
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
         let signals = tokio::spawn(obey_signals(control, console.clone()));
+        let (_unchanged, lanes) = watch::channel(self.lanes());
         let mut slots = JoinSet::new();
         for n in 1..=self.slots {
-            let worker = worker.clone();
-            slots.spawn(async move { worker.slot(WorkerId(format!("local-{n}")), POOL).await });
+            slots.spawn(worker.clone().slot(WorkerId(format!("local-{n}")), lanes.clone()));
         }
         let driver = self.driver(Arc::clone(&queue), heard, Arc::clone(view), worker.cancel.clone());
         let driven = async {
@@ -80,7 +84,7 @@ impl Session {
             ended = driven => ended.map_err(Failure::from),
             Some(slot) = slots.join_next() => Err(slot_died(slot)),
         };
-        queue.close().await;
+        queue.close();
         // Whatever a slot still computes (after a failure, or for a run that another process took over) is thrown away
         // before the process ends.
         worker.cancel.set();
@@ -89,9 +93,20 @@ impl Session {
         ended
     }
 
+    /// Every lane of the plan, in its order.
+    fn lanes(&self) -> Vec<Lane> {
+        let mut lanes: Vec<Lane> = Vec::new();
+        for lane in self.plan.stages.iter().map(Lane::of) {
+            if !lanes.contains(&lane) {
+                lanes.push(lane);
+            }
+        }
+        lanes
+    }
+
     fn driver(
         &self,
-        queue: Arc<dyn TaskQueue>,
+        queue: Arc<MemoryQueue>,
         control: mpsc::Receiver<Control>,
         view: Arc<Mutex<RunView>>,
         cancel: Cancel,
@@ -130,7 +145,7 @@ fn show(view: &mut RunView, notice: Notice<'_>) {
             }
         }
         // The view counts from the events itself: it also shows what is inside a task.
-        Notice::View(_) => {}
+        Notice::State(_) => {}
     }
 }
 

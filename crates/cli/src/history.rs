@@ -97,6 +97,7 @@ impl Record {
                 self.outcome = None;
                 at
             }
+            Event::RunTakenOver { at } => at,
             Event::TaskReused { at, .. } => {
                 self.reused += 1;
                 at
