@@ -212,13 +212,16 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
         self.drive(state, Input::Resume).await
     }
 
-    /// Goes on with the run that another coordinator drove. Attempts under way stay so, and so do offers: those that
-    /// no worker is known to have begun are sent again under their names.
+    /// Goes on with a run that another coordinator drove, or was about to begin. Attempts under way stay so, and so do
+    /// offers: those that no worker is known to have begun are sent again under their names.
     ///
     /// # Errors
-    /// As [`Self::resume`].
-    pub async fn take_over(mut self) -> Result<RunEnd, DriverError> {
-        let state = self.replayed().await?;
+    /// When the journal is damaged, or the store or the queue cannot be reached.
+    pub async fn take_over(mut self, run: RunId, plan: Arc<Plan>) -> Result<RunEnd, DriverError> {
+        let state = match self.replayed().await {
+            Err(DriverError::NothingToResume) => return self.drive(RunState::new(run, plan)?, Input::Start).await,
+            replayed => replayed?,
+        };
         if let Phase::Finished(outcome) = state.phase() {
             (self.observer)(Notice::State(&state));
             return Ok(end(outcome, &state));

@@ -137,7 +137,7 @@ pub(crate) struct Process {
 /// Either journal.
 pub(crate) enum AnyJournal {
     Sim(SimJournal),
-    Real(rallrec_store::RunJournal),
+    Real(rallrec_store::Records),
 }
 
 impl Journal for AnyJournal {

@@ -11,7 +11,7 @@ use rallrec_core::{
 };
 use rallrec_queue::{MemoryQueue, QueueError};
 use rallrec_stages::{Cancel, Device, ModelCache};
-use rallrec_store::{RunJournal, Store};
+use rallrec_store::{Records, Store};
 use rallrec_worker::Worker;
 use std::{
     collections::BTreeMap,
@@ -110,12 +110,12 @@ impl Session {
         control: mpsc::Receiver<Control>,
         view: Arc<Mutex<RunView>>,
         cancel: Cancel,
-    ) -> Driver<Store, RunJournal> {
+    ) -> Driver<Store, Records> {
         // A run's lock keeps other processes out; the name tells our records from an earlier process's.
         let writer = format!("local-{}", clock::new_run_id());
         Driver {
             artifacts: self.store.clone(),
-            journal: RunJournal::new(self.store.clone(), self.run.clone(), writer),
+            journal: Records::of_run(self.store.clone(), &self.run, writer),
             queue,
             clock: Arc::new(SystemClock),
             settings: Settings::new([(POOL.to_owned(), self.slots)].into()),

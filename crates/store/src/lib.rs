@@ -15,7 +15,7 @@ mod table;
 pub use artifact::{ArtifactWriter, Committed, Producer};
 pub use checkpoint::Checkpoint;
 pub use error::StoreError;
-pub use journal::RunJournal;
+pub use journal::Records;
 pub use manifest::{BadRow, Manifest, Part, TableManifest};
 pub use table::parquet_batches;
 

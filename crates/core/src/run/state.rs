@@ -315,6 +315,12 @@ impl RunState {
         self.graph.lanes.iter().enumerate().filter(|(_, lane)| slots.serve(lane)).map(|(position, _)| position)
     }
 
+    /// Every task that is handed out, with who is at it.
+    pub fn all_handed_out(&self) -> impl Iterator<Item = (TaskId, &Running)> {
+        let tasks = self.index.offered.iter().chain(&self.index.running);
+        tasks.filter_map(|task| Some((*task, self.running(*task)?)))
+    }
+
     pub(super) fn sharded(&self, stage: u32) -> Option<&Sharded> {
         self.stages.get(stage as usize)?.as_ref()
     }
