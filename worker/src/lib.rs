@@ -3,22 +3,46 @@
 //! Each slot has one task at a time: claim, run the stage on a thread of its own, commit by create-if-absent, report,
 //! acknowledge. It decides nothing about the run: what to do after a failure is the coordinator's.
 
+mod board;
 mod checkpoint;
 mod input;
+mod member;
 mod output;
 mod task;
 
+pub use board::Board;
+pub use member::{Profile, serve};
 pub use task::program;
 
-use rallrec_core::{ids::WorkerId, lane::Lane};
+use rallrec_core::{ids::WorkerId, lane::Lane, plan::PinnedSource};
 use rallrec_queue::{QueueError, WorkerEnd};
-use rallrec_stages::{Cancel, Device, ModelCache};
+use rallrec_stages::{Cancel, Device, ModelCache, StageError};
 use rallrec_store::Store;
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
+
+/// Knows where the content of a pinned source lies on this machine, and may fetch it.
+pub trait Places: Send + Sync {
+    /// File or folder of a source. Blocks while it is fetched.
+    ///
+    /// # Errors
+    /// [`StageError::Transient`] when it is not here and cannot be had now.
+    fn place(&self, source: &PinnedSource) -> Result<PathBuf, StageError>;
+}
 
 /// Where the content of a pinned source lies on this machine, by digest.
 pub type SourcePaths = HashMap<String, PathBuf>;
+
+impl Places for SourcePaths {
+    fn place(&self, source: &PinnedSource) -> Result<PathBuf, StageError> {
+        self.get(&source.digest).cloned().ok_or_else(|| {
+            StageError::Transient(format!(
+                "{} ({}) is not on this machine; run `rallrec doctor` there",
+                source.name, source.source
+            ))
+        })
+    }
+}
 
 /// What a worker works with.
 #[derive(Clone)]
@@ -32,9 +56,13 @@ pub struct Worker {
     /// Models in memory, shared by the slots.
     pub models: Arc<ModelCache>,
     /// Models and raw data on this machine.
-    pub sources: Arc<SourcePaths>,
+    pub sources: Arc<dyn Places>,
     /// Set to drain: running tasks stop at their next look at it, and report themselves lost.
     pub cancel: Cancel,
+    /// What the slots are at.
+    pub board: Board,
+    /// Least time between two progress reports of a task. Beats carry progress too, so a cluster needs few.
+    pub progress_every: Duration,
 }
 
 impl Worker {

@@ -12,11 +12,12 @@ use rallrec_core::{
 use rallrec_queue::{MemoryQueue, QueueError};
 use rallrec_stages::{Cancel, Device, ModelCache};
 use rallrec_store::{Records, Store};
-use rallrec_worker::Worker;
+use rallrec_worker::{Board, SourcePaths, Worker};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -28,6 +29,9 @@ pub const POOL: &str = "local";
 
 /// Words to the driver that may wait: only the one that cancels is ever sent.
 const CONTROL_BOUND: usize = 4;
+
+/// Least time between two progress reports of a task: often enough for a person.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// One run, about to be driven.
 #[derive(Clone, Debug)]
@@ -62,8 +66,10 @@ impl Session {
             queue: Arc::clone(&queue) as _,
             device,
             models: Arc::new(ModelCache::default()),
-            sources: Arc::new(places.into_iter().collect()),
+            sources: Arc::new(places.into_iter().collect::<SourcePaths>()),
             cancel: Cancel::default(),
+            board: Board::default(),
+            progress_every: PROGRESS_EVERY,
         };
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
         let signals = tokio::spawn(obey_signals(control, console.clone()));
@@ -165,7 +171,7 @@ async fn obey_signals(control: mpsc::Sender<Control>, console: Console) {
 
 /// Waits for a request to stop; `false` when the system offers none.
 #[cfg(unix)]
-async fn signalled() -> bool {
+pub async fn signalled() -> bool {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
@@ -180,7 +186,7 @@ async fn signalled() -> bool {
 
 /// Waits for a request to stop; `false` when the system offers none.
 #[cfg(not(unix))]
-async fn signalled() -> bool {
+pub async fn signalled() -> bool {
     tokio::signal::ctrl_c().await.is_ok()
 }
 

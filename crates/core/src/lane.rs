@@ -21,11 +21,16 @@ impl Lane {
     /// The lane of a stage's tasks. A model behind a server is in nobody's memory.
     pub fn of(stage: &PlannedStage) -> Self {
         let model = match &stage.model {
-            Some(PinnedModel::Local { files, .. }) => Some(files.digest.chars().take(MODEL_LETTERS).collect()),
+            Some(PinnedModel::Local { files, .. }) => Some(model_name(&files.digest)),
             Some(PinnedModel::Remote { .. }) | None => None,
         };
         Self { pool: stage.resources.pool.clone(), model }
     }
+}
+
+/// What lanes call the model of a digest.
+pub fn model_name(digest: &str) -> String {
+    digest.chars().take(MODEL_LETTERS).collect()
 }
 
 impl fmt::Display for Lane {

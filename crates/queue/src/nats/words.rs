@@ -27,6 +27,14 @@ impl Words {
         self.connection.client.connection_state() == async_nats::connection::State::Connected
     }
 
+    /// Waits until everything that was said is with the server.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn flush(&self) -> Result<(), QueueError> {
+        self.connection.client.flush().await.map_err(|_| QueueError::Closed)
+    }
+
     /// A worker says how it is.
     ///
     /// # Errors
