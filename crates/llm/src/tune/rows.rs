@@ -392,21 +392,14 @@ mod tests {
     #[test]
     fn a_row_of_a_product_does_not_depend_on_the_others() {
         let device = Device::flex();
-        let wide = [(32, 32), (64, 128), (576, 960), (1536, 576), (5000, 128)];
-        let (down, up) = ([(576, 8), (1536, 16), (576, 1)], [(8, 576), (3, 64), (1, 576), (2, 64), (24, 1152)]);
         type Product = fn(Tensor<2>, Tensor<2>) -> Tensor<2>;
-        let products: [(&str, Product, Vec<(usize, usize)>); 3] = [
-            ("back", product_back, [&wide[..], &up].concat()),
-            ("narrow", narrow_product, [&wide[..], &down].concat()),
-            ("short", short_product, up.to_vec()),
-        ];
-        for (name, product, shapes) in products {
-            for (inputs, outputs) in shapes {
+        let check = |name: &str, product: Product, shapes: &[(usize, usize)]| {
+            for &(inputs, outputs) in shapes {
                 let x = some(200 * inputs, 3);
                 let of = |rows: usize| {
                     let x = matrix(x[..rows * inputs].to_vec(), rows, &device);
-                    let weights =
-                        matrix(some(inputs * outputs, 7), if name == "back" { outputs } else { inputs }, &device);
+                    let weights = some(inputs * outputs, 7);
+                    let weights = matrix(weights, if name == "back" { outputs } else { inputs }, &device);
                     floats(&read(product(x, weights)))[..rows.min(2) * outputs].to_vec()
                 };
                 let all = of(200);
@@ -415,6 +408,11 @@ mod tests {
                     assert!(got == all[..got.len()], "{rows} rows, {inputs} to {outputs}, {name}");
                 }
             }
-        }
+        };
+        let wide = [(32, 32), (64, 128), (576, 960), (1536, 576), (5000, 128)];
+        let (down, up) = ([(576, 8), (1536, 16), (576, 1)], [(8, 576), (3, 64), (1, 576), (2, 64), (24, 1152)]);
+        check("back", product_back, &[&wide[..], &up].concat());
+        check("narrow", narrow_product, &[&wide[..], &down].concat());
+        check("short", short_product, &up);
     }
 }
