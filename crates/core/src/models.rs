@@ -26,19 +26,6 @@ choice! {
     }
 }
 
-impl Precision {
-    /// Its word in pipelines.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        }
-    }
-}
-
 choice! {
     /// What a server speaks.
     Provider {
@@ -176,9 +163,8 @@ impl PinnedModel {
                 vec![("model.digest", files.digest.clone()), ("model.precision", precision.word().to_owned())]
             }
             Self::Remote { remote, tokenizer, .. } => {
-                let Provider::OpenAi = remote.provider;
                 let mut fields = vec![
-                    ("model.provider", "openai".to_owned()),
+                    ("model.provider", remote.provider.word().to_owned()),
                     ("model.model", remote.model.clone()),
                     ("model.revision", remote.revision.clone()),
                 ];
