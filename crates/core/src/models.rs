@@ -37,13 +37,14 @@ choice! {
 params! {
     /// A model whose files are on the worker's machine.
     LocalModel {
-        /// Where it comes from: a catalogue name, `file:PATH` (a file or a folder) or `hf:OWNER/REPO[@REVISION][/FILE]`.
-        /// The SHA-256 of its content is in the key, not the name.
+        /// Where it comes from: a catalogue name, `file:PATH` (a file or a folder), `hf:OWNER/REPO[@REVISION][/FILE]` or
+        /// `s3://BUCKET/PATH`. The SHA-256 of its content is in the key, not the name.
         source: String = "", Free;
         /// SHA-256 that the content must have: of one file its own, of a folder the one that the pull tells. Without it,
-        /// an `hf:` source is taken as it is at the first pull, and what came is recorded.
+        /// an `hf:` or `s3:` source is taken as it is at the first pull, and what came is recorded.
         sha256: String = "", Free;
-        /// How the weights are kept while computing.
+        /// How the weights are kept while computing. `auto` computes as `f32` on the CPU, with the weights as they are in
+        /// the file, and in bfloat16 on CUDA.
         precision: Precision = Precision::Auto, Keyed;
     }
 }
