@@ -7,4 +7,7 @@ mod golden;
 mod kill;
 mod pipeline;
 mod provider;
+mod s3;
+mod servers;
 mod support;
+mod tune;

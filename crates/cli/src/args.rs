@@ -244,7 +244,7 @@ pub enum SourceAction {
     },
     /// Pull one, check it against its pinned SHA-256, and keep it under HOME/sources
     Pull {
-        /// Its name
+        /// Its name in the catalogue; for a model also hf:OWNER/REPO[@REVISION][/FILE] or s3://BUCKET/PATH
         name: String,
         /// Take the files from here: a folder, a .zip, a .tar.gz or .tar.xz, or the one file itself
         #[arg(long, value_name = "PATH")]
