@@ -111,7 +111,7 @@ impl Drop for NatsServer {
 /// The program that a variable names, or the one that `tests/run` installs.
 fn program(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/servers/bin").join(name),
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/nats/bin").join(name),
         PathBuf::from,
     )
 }
