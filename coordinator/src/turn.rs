@@ -116,7 +116,9 @@ impl<A: Artifacts> Turn<A> {
     /// Needs no journal record first: should this process die now, working on it again does no harm.
     fn withdraw_superseded(&mut self, event: &Event) {
         let superseded = match event {
-            Event::TaskFailed { task, attempt: Some(attempt), class: FailureClass::Lost, .. } => Some((*task, *attempt)),
+            Event::TaskFailed { task, attempt: Some(attempt), class: FailureClass::Lost, .. } => {
+                Some((*task, *attempt))
+            }
             Event::TaskCommitted { task, attempt, .. } => {
                 self.state.running(*task).map(|r| (*task, r.attempt)).filter(|(_, running)| running != attempt)
             }

@@ -59,7 +59,7 @@ pub async fn serve(
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = tick.tick() => member.beat(lanes.borrow().is_empty() && *stop.borrow(), false).await,
+            _ = tick.tick() => member.beat(false, false).await,
             Some(order) = orders.next() => match decode_order(&order) {
                 Ok(order) => {
                     let wanted = if order.drain { Vec::new() } else { order.lanes };

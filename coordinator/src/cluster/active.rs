@@ -113,9 +113,8 @@ impl Active {
     ) -> Result<Self, LeaderError> {
         let plan = around.store.run_file(run, "plan.json").await?;
         let plan = plan.ok_or_else(|| LeaderError::NoPlan { run: run.clone() })?;
-        let plan: Arc<Plan> = Arc::new(
-            serde_json::from_slice(&plan).map_err(|source| LeaderError::Plan { run: run.clone(), source })?,
-        );
+        let plan: Arc<Plan> =
+            Arc::new(serde_json::from_slice(&plan).map_err(|source| LeaderError::Plan { run: run.clone(), source })?);
         let queue: Arc<dyn CoordinatorEnd> = Arc::new(around.queue.run(run.clone()));
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
         let (sight, seen) = watch::channel(Seen::default());

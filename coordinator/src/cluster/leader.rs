@@ -17,7 +17,7 @@ use rallrec_core::{
 };
 use rallrec_proto::{LeaderBeat, Order, api, decode_beat, decode_leader, encode_leader, encode_order};
 use rallrec_queue::{
-    CoordinatorEnd, OfferName, QueueError,
+    OfferName, QueueError,
     nats::{NatsCoordinator, Words},
 };
 use rallrec_store::{Records, Store, StoreError};
@@ -127,7 +127,8 @@ impl Leader {
         let mut beats = Box::pin(self.words.beats().await?);
         let mut leaders = Box::pin(self.words.leaders().await?);
         let mut wiped = self.around.queue.wiped();
-        let unfinished: Vec<_> = self.runs.0.iter().filter(|(_, r)| r.outcome.is_none()).map(|(r, _)| r.clone()).collect();
+        let unfinished: Vec<_> =
+            self.runs.0.iter().filter(|(_, r)| r.outcome.is_none()).map(|(r, _)| r.clone()).collect();
         for run in unfinished {
             self.activate(&run, How::TakeOver).await?;
         }
@@ -295,11 +296,8 @@ impl Leader {
 
     async fn order(&self, worker: &WorkerId) {
         let Some(member) = self.fleet.member(worker) else { return };
-        let order = Order {
-            lanes: member.lanes.clone(),
-            drain: member.asked_to_drain,
-            leader: self.sign.leader.clone(),
-        };
+        let order =
+            Order { lanes: member.lanes.clone(), drain: member.asked_to_drain, leader: self.sign.leader.clone() };
         let _ = self.words.order(worker, encode_order(&order)).await;
     }
 
@@ -394,7 +392,8 @@ impl Leader {
             Ok(plan) => plan,
             Err(error) => return Ok((Err(Refusal::Plan(error.to_string())), Next::GoOn)),
         };
-        if let Some((run, _)) = self.actives.iter().find(|(id, a)| id.0 == request.run || (!request.new && *a.plan == plan))
+        if let Some((run, _)) =
+            self.actives.iter().find(|(id, a)| id.0 == request.run || (!request.new && *a.plan == plan))
         {
             return Ok((Ok(api::SubmitReply { run: run.0.clone(), resumed: true }), Next::GoOn));
         }

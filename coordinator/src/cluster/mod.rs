@@ -20,6 +20,7 @@ mod standby;
 
 pub use leader::LeaderError;
 pub use record::ClusterRecord;
+pub use service::LEADER_HEADER;
 
 use rallrec_proto::api::coordinator_server::CoordinatorServer;
 use rallrec_queue::nats::NatsSettings;

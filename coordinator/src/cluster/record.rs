@@ -65,13 +65,8 @@ impl Runs {
             ClusterRecord::Term { .. } => {}
             ClusterRecord::Submitted { run, pipeline, priority, weight, at } => {
                 let at = self.0.get(run).map_or(*at, |before| before.at);
-                let submitted = Submitted {
-                    pipeline: pipeline.clone(),
-                    priority: *priority,
-                    weight: *weight,
-                    at,
-                    outcome: None,
-                };
+                let submitted =
+                    Submitted { pipeline: pipeline.clone(), priority: *priority, weight: *weight, at, outcome: None };
                 self.0.insert(run.clone(), submitted);
             }
             ClusterRecord::Ended { run, outcome, .. } => {

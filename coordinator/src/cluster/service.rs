@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 
 /// Header of a refusal that tells who leads.
-pub const LEADER: &str = "rallrec-leader";
+pub const LEADER_HEADER: &str = "rallrec-leader";
 
 /// Something that is asked of the leader.
 pub(super) enum Ask {
@@ -118,7 +118,7 @@ impl Interface {
             State::Following(address) => {
                 let mut status = Status::failed_precondition(format!("this coordinator stands by; {address} leads"));
                 if let Ok(value) = address.parse() {
-                    status.metadata_mut().insert(LEADER, value);
+                    status.metadata_mut().insert(LEADER_HEADER, value);
                 }
                 Err(status)
             }

@@ -1,6 +1,10 @@
 //! Waits until nobody leads, then takes the next term.
 
-use super::{ClusterSettings, LeaderError, record::{ClusterRecord, Runs}, service::Role};
+use super::{
+    ClusterSettings, LeaderError,
+    record::{ClusterRecord, Runs},
+    service::Role,
+};
 use crate::{Clock, SystemClock};
 use futures::StreamExt;
 use rallrec_proto::decode_leader;
@@ -58,11 +62,8 @@ async fn take(store: &Store, settings: &ClusterSettings, address: &str) -> Resul
         }
     }
     let number = records.position();
-    let term = ClusterRecord::Term {
-        leader: settings.name.clone(),
-        address: address.to_owned(),
-        at: SystemClock.now(),
-    };
+    let term =
+        ClusterRecord::Term { leader: settings.name.clone(), address: address.to_owned(), at: SystemClock.now() };
     let bytes = serde_json::to_vec(&term).expect("a record of names and numbers is JSON");
     match records.append(&bytes).await {
         Ok(()) => Ok(Some(Term { number, records, runs })),

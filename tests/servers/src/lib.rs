@@ -110,10 +110,8 @@ impl Drop for NatsServer {
 
 /// The program that a variable names, or the one that `tests/run` installs.
 fn program(variable: &str, name: &str) -> PathBuf {
-    std::env::var_os(variable).map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/nats/bin").join(name),
-        PathBuf::from,
-    )
+    std::env::var_os(variable)
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/nats/bin").join(name), PathBuf::from)
 }
 
 fn wait_for_port(port: u16) {

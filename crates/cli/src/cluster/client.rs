@@ -10,6 +10,7 @@ use crate::{
     run::{Place, failed_tasks},
     run_view::RunView,
 };
+use rallrec_coordinator::cluster::LEADER_HEADER;
 use rallrec_core::{
     ids::{RunId, TimeMs},
     models::PinnedModel,
@@ -30,9 +31,6 @@ use tonic::{Code, Status, transport::Channel};
 
 /// How long a command looks for a leader: longer than a standby needs to take over.
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Header in which a standby names the leader.
-const LEADER: &str = "rallrec-leader";
 
 type Client = CoordinatorClient<Channel>;
 
@@ -64,7 +62,8 @@ impl Cluster {
                 match ask(client).await {
                     Ok(answer) => return Ok(answer),
                     Err(status) => {
-                        let named = status.metadata().get(LEADER).and_then(|v| v.to_str().ok()).map(str::to_owned);
+                        let named =
+                            status.metadata().get(LEADER_HEADER).and_then(|v| v.to_str().ok()).map(str::to_owned);
                         match status.code() {
                             _ if named.is_some() => leader = named,
                             Code::Unavailable => {}
@@ -165,8 +164,7 @@ async fn follow(cluster: &Cluster, run: &RunId, json: bool, console: &Console) -
     let mut shown = Shown::default();
     let request = api::WatchRequest { run: run.0.clone() };
     loop {
-        let mut stream =
-            cluster.ask(async |mut client| Ok(client.watch(request.clone()).await?.into_inner())).await?;
+        let mut stream = cluster.ask(async |mut client| Ok(client.watch(request.clone()).await?.into_inner())).await?;
         // A new leader tells the journal from its beginning; what was shown is skipped.
         let mut position = 0;
         loop {
@@ -262,17 +260,17 @@ impl Shown {
                 let errors: Vec<_> = state.errors().collect();
                 Err(Failure::Stage(failed_tasks(run, state.plan(), &errors)))
             }
-            RunOutcome::Cancelled => Err(Failure::Interrupted {
-                run: run.clone(),
-                resume: format!("rallrec retry {run}"),
-            }),
+            RunOutcome::Cancelled => {
+                Err(Failure::Interrupted { run: run.clone(), resume: format!("rallrec retry {run}") })
+            }
         }
     }
 }
 
 /// The run that a word means, out of those that the cluster knows.
 async fn resolve(cluster: &Cluster, word: &str) -> Result<RunId, Failure> {
-    let runs = cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
+    let runs =
+        cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
     let ids: Vec<RunId> = runs.runs.into_iter().map(|run| RunId(run.run)).collect();
     crate::run_names::resolve(&ids, word)
 }
@@ -283,7 +281,8 @@ async fn resolve(cluster: &Cluster, word: &str) -> Result<RunId, Failure> {
 /// When nobody leads.
 pub async fn status(coordinator: &str, console: &Console) -> Result<(), Failure> {
     let cluster = Cluster::new(coordinator);
-    let reply = cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
+    let reply =
+        cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
     let rows = reply.runs.into_iter().map(|run| {
         let tasks = match run.tasks_known {
             0 => String::new(),

@@ -3,19 +3,22 @@
 use crate::failure::Failure;
 use rallrec_queue::nats::NatsSettings;
 use serde::Deserialize;
-use std::{net::SocketAddr, path::{Path, PathBuf}};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 /// What both services need.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NatsConfig {
+pub(super) struct NatsConfig {
     /// Addresses of the servers.
     #[serde(default = "nats_servers")]
-    pub servers: Vec<String>,
+    pub(super) servers: Vec<String>,
     /// File with credentials.
-    pub credentials: Option<PathBuf>,
+    pub(super) credentials: Option<PathBuf>,
     /// File with certificates to trust.
-    pub ca: Option<PathBuf>,
+    pub(super) ca: Option<PathBuf>,
 }
 
 impl Default for NatsConfig {
@@ -35,23 +38,23 @@ fn cluster() -> String {
 /// `rallrec coordinator`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CoordinatorConfig {
+pub(super) struct CoordinatorConfig {
     /// Tells clusters on one NATS server apart.
     #[serde(default = "cluster")]
-    pub cluster: String,
+    pub(super) cluster: String,
     /// The artifact store: a folder that every machine sees.
-    pub store: PathBuf,
+    pub(super) store: PathBuf,
     /// Where the gRPC interface listens.
     #[serde(default = "listen")]
-    pub listen: SocketAddr,
+    pub(super) listen: SocketAddr,
     /// Where people and other coordinators reach it, if not there.
-    pub address: Option<String>,
+    pub(super) address: Option<String>,
     /// Listen beyond this machine without TLS and tokens.
     #[serde(default)]
-    pub insecure: bool,
+    pub(super) insecure: bool,
     /// How NATS is reached.
     #[serde(default)]
-    pub nats: NatsConfig,
+    pub(super) nats: NatsConfig,
 }
 
 fn listen() -> SocketAddr {
@@ -61,27 +64,27 @@ fn listen() -> SocketAddr {
 /// `rallrec worker`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WorkerConfig {
+pub(super) struct WorkerConfig {
     /// Tells clusters on one NATS server apart.
     #[serde(default = "cluster")]
-    pub cluster: String,
+    pub(super) cluster: String,
     /// The artifact store: a folder that every machine sees.
-    pub store: PathBuf,
+    pub(super) store: PathBuf,
     /// Pool that it belongs to.
     #[serde(default = "pool")]
-    pub pool: String,
+    pub(super) pool: String,
     /// Tasks that it runs at once.
     #[serde(default = "slots")]
-    pub slots: u32,
+    pub(super) slots: u32,
     /// Where to compute: `auto`, `cpu` or `cuda:N`.
     #[serde(default = "device")]
-    pub device: String,
+    pub(super) device: String,
     /// Seconds that tasks have to end after the worker was told to stop.
     #[serde(default = "grace")]
-    pub grace_seconds: u64,
+    pub(super) grace_seconds: u64,
     /// How NATS is reached.
     #[serde(default)]
-    pub nats: NatsConfig,
+    pub(super) nats: NatsConfig,
 }
 
 fn pool() -> String {
@@ -104,7 +107,7 @@ fn grace() -> u64 {
 ///
 /// # Errors
 /// [`Failure::Unreachable`] when it cannot be read, [`Failure::Invalid`] with line and column when it is wrong.
-pub fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> {
+pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> {
     let name = path.display();
     let text = std::fs::read_to_string(path).map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
     toml::from_str(&text).map_err(|e| {
@@ -117,7 +120,7 @@ pub fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> {
 }
 
 /// As the queue wants it.
-pub fn nats(config: &NatsConfig, cluster: &str, client: &str) -> NatsSettings {
+pub(super) fn nats(config: &NatsConfig, cluster: &str, client: &str) -> NatsSettings {
     let servers = match std::env::var("RALLREC_NATS") {
         Ok(servers) if !servers.is_empty() => servers.split(',').map(|s| s.trim().to_owned()).collect(),
         _ => config.servers.clone(),

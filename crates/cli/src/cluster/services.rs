@@ -95,7 +95,8 @@ struct MachinePlaces {
 impl Places for MachinePlaces {
     fn place(&self, source: &PinnedSource) -> Result<PathBuf, StageError> {
         let _fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = |e: &dyn std::fmt::Display| StageError::Transient(format!("{} ({}): {e}", source.name, source.source));
+        let failed =
+            |e: &dyn std::fmt::Display| StageError::Transient(format!("{} ({}): {e}", source.name, source.source));
         let (digest, path) = match source.source.strip_prefix("file:") {
             Some(path) => {
                 let path = PathBuf::from(path);

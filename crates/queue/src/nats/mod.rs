@@ -8,12 +8,12 @@
 
 mod coordinator;
 mod names;
-mod worker;
 mod words;
+mod worker;
 
 pub use coordinator::{NatsCoordinator, NatsRun};
-pub use worker::NatsWorker;
 pub use words::Words;
+pub use worker::NatsWorker;
 
 use crate::QueueError;
 use async_nats::{Client, ConnectOptions, RequestErrorKind, StatusCode};
@@ -69,7 +69,8 @@ impl Connection {
             // Beats and answers on one connection: a slow reader must not lose an answer.
             .subscription_capacity(1 << 16);
         if let Some(path) = &settings.credentials {
-            let refused = |e| QueueError::Refused(format!("{}: {e}; it should be a NATS credentials file", path.display()));
+            let refused =
+                |e| QueueError::Refused(format!("{}: {e}; it should be a NATS credentials file", path.display()));
             options = options.credentials_file(path).await.map_err(refused)?;
         }
         if let Some(path) = &settings.ca {

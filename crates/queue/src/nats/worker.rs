@@ -216,8 +216,7 @@ impl Drop for Waiting {
         for questions in lock(&self.shared.lanes).values_mut() {
             questions.waiting.retain(|(slot, _)| *slot != self.slot);
         }
-        let late: Vec<Subject> =
-            self.heard.iter_mut().filter_map(|heard| heard.try_recv().ok()?.reply).collect();
+        let late: Vec<Subject> = self.heard.iter_mut().filter_map(|heard| heard.try_recv().ok()?.reply).collect();
         if !late.is_empty() {
             let client = self.shared.connection.client.clone();
             tokio::spawn(async move {
