@@ -354,9 +354,9 @@ fn what_a_content_filter_withholds_is_a_bad_row() {
     let prompts = texts.map(|t| Prompt::Text(t.into()));
     let answers = ["Yes".to_owned(), "No".to_owned()];
     let scored = fake.server(|_| {}).score(&prompts, answers, row_rng(1, "jitter", 0, 0), &mut go).unwrap();
-    for row in 0..3 {
-        for why in [generated.rows[row].as_ref().unwrap_err(), scored.rows[row].as_ref().unwrap_err()] {
-            assert!(why.contains("content filter"), "{}: {why}", texts[row]);
+    for ((text, generated), scored) in texts.iter().zip(&generated.rows).zip(&scored.rows).take(3) {
+        for why in [generated.as_ref().unwrap_err(), scored.as_ref().unwrap_err()] {
+            assert!(why.contains("content filter"), "{text}: {why}");
         }
     }
     assert_eq!(generated.rows[3].as_ref().unwrap()[0].text, "fine");

@@ -219,6 +219,7 @@ impl Bucket {
 
     fn failure(&self, key: &str, error: &Error) -> BucketError {
         let words = words(error);
+        let of = if key.is_empty() { String::new() } else { format!("{key}: ") };
         match error {
             _ if words.starts_with("NoSuchBucket") => BucketError::NoBucket(self.name.clone()),
             Error::NotFound { .. } => BucketError::NoObject(key.to_owned()),
@@ -226,9 +227,9 @@ impl Bucket {
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => BucketError::Denied(words),
             // What S3 says to requests that are for another region.
             _ if words.contains("400 Bad Request") || words.contains("redirect") => {
-                BucketError::Failed(format!("{words}; look at AWS_REGION and at the endpoint"))
+                BucketError::Failed(format!("{of}{words}; look at AWS_REGION and at the endpoint"))
             }
-            _ => BucketError::Failed(words),
+            _ => BucketError::Failed(format!("{of}{words}")),
         }
     }
 }

@@ -5,7 +5,7 @@
 ///
 /// # Errors
 /// In one line, what there is instead.
-pub(super) fn model_files<'f, F>(files: &'f [F], name: impl Fn(&F) -> &str) -> Result<Vec<&'f F>, String> {
+pub(super) fn model_files<F>(files: &[F], name: impl Fn(&F) -> &str) -> Result<Vec<&F>, String> {
     let ends = |file: &F, ends: &[&str]| ends.iter().any(|end| name(file).ends_with(end));
     let top: Vec<&F> = files.iter().filter(|f| !name(f).contains('/')).collect();
     if top.iter().any(|f| ends(f, &[".safetensors"])) {

@@ -111,7 +111,7 @@ impl Fetch<'_> {
             for object in objects {
                 // Nobody listens any more when the terminal is gone; the pull goes on.
                 let on = |done| _ = say.send(PullEvent::Bytes { done: before + done, total });
-                let sha256 = self.fetch(&bucket, &object, &on).await.map_err(|why| format!("{}: {why}", object.key))?;
+                let sha256 = self.fetch(&bucket, &object, &on).await?;
                 before += object.bytes;
                 fetched.push((object, sha256));
             }
