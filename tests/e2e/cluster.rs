@@ -141,6 +141,8 @@ fn the_leader_and_a_worker_are_killed() {
     let (report, adapter) = expected();
     let mut cluster = Cluster::new();
     let mut leader = cluster.coordinator();
+    // Answered once it leads: whoever starts later stands by.
+    cluster.ask(&["status"]);
     let _standby = cluster.coordinator();
     let mut first = cluster.worker("a");
     let _second = cluster.worker("b");
