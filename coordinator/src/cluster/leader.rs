@@ -250,6 +250,10 @@ impl Leader {
     async fn tick(&mut self) -> Result<Next, LeaderError> {
         // A word that is lost is said again in half a second.
         let _ = self.words.lead(encode_leader(&self.sign)).await;
+        if !self.words.is_connected() {
+            // NATS is away: that workers are silent says nothing about them.
+            self.fleet.excuse(SystemClock.now());
+        }
         for worker in self.fleet.lose(SystemClock.now()) {
             tracing::warn!(%worker, "worker lost");
             self.lost(&worker).await;

@@ -127,6 +127,11 @@ impl Fleet {
         lost
     }
 
+    /// Nobody could be heard until now, so nobody was silent.
+    pub fn excuse(&mut self, now: TimeMs) {
+        self.members.values_mut().for_each(|member| member.heard = now);
+    }
+
     /// A worker said goodbye.
     pub fn leave(&mut self, worker: &WorkerId) {
         self.members.remove(worker);

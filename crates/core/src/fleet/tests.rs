@@ -48,6 +48,14 @@ fn a_silent_worker_is_lost_once() {
 }
 
 #[test]
+fn while_nobody_can_be_heard_nobody_is_lost() {
+    let mut fleet = fleet(1);
+    fleet.excuse(TimeMs(60_000));
+    assert_eq!(fleet.lose(TimeMs(60_000)), []);
+    assert_eq!(fleet.lose(TimeMs(75_000)), [WorkerId("w0".into())]);
+}
+
+#[test]
 fn workers_spread_over_models_and_keep_theirs() {
     let mut fleet = fleet(3);
     let mut demands = Demands::from([run("a", 0, 1, &[(Some("m1"), 90), (Some("m2"), 10), (Some("m3"), 10)])]);

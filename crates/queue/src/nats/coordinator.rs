@@ -85,8 +85,9 @@ impl NatsCoordinator {
     /// The end of one run, which hears the reports about it from now on.
     pub fn run(&self, run: RunId) -> NatsRun {
         let (sender, heard) = mpsc::channel(UNREAD);
+        let mine = sender.downgrade();
         lock(&self.shared.runs).insert(run.clone(), sender);
-        NatsRun { shared: Arc::clone(&self.shared), run, heard: tokio::sync::Mutex::new(heard) }
+        NatsRun { shared: Arc::clone(&self.shared), run, mine, heard: tokio::sync::Mutex::new(heard) }
     }
 
     /// Reads reports and hands them to their runs, until it is dropped. A report about a run that nobody drives is
@@ -220,12 +221,18 @@ impl Shared {
 pub struct NatsRun {
     shared: Arc<Shared>,
     run: RunId,
+    /// Tells this end from a later one of the same run.
+    mine: mpsc::WeakSender<Bytes>,
     heard: tokio::sync::Mutex<mpsc::Receiver<Bytes>>,
 }
 
 impl Drop for NatsRun {
     fn drop(&mut self) {
-        lock(&self.shared.runs).remove(&self.run);
+        let mut runs = lock(&self.shared.runs);
+        let mine = self.mine.upgrade();
+        if runs.get(&self.run).zip(mine).is_some_and(|(there, mine)| there.same_channel(&mine)) {
+            runs.remove(&self.run);
+        }
     }
 }
 
