@@ -72,7 +72,7 @@ impl Session {
             progress_every: PROGRESS_EVERY,
         };
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
-        let signals = tokio::spawn(obey_signals(control, console.clone()));
+        let signals = tokio::spawn(obey_signals(Signals::new(), control, console.clone()));
         let (_unchanged, lanes) = watch::channel(self.lanes());
         let mut slots = JoinSet::new();
         for n in 1..=self.slots {
@@ -156,38 +156,57 @@ fn show(view: &mut RunView, notice: Notice<'_>) {
 }
 
 /// The first Ctrl-C (or SIGTERM) drains, the second ends the process at once.
-async fn obey_signals(control: mpsc::Sender<Control>, console: Console) {
-    if !signalled().await {
+async fn obey_signals(mut signals: Signals, control: mpsc::Sender<Control>, console: Console) {
+    if !signals.next().await {
         return;
     }
     console.note("stopping: running tasks end at their next look at the cancel flag; Ctrl-C again ends at once");
     // The driver may have ended meanwhile; then there is nothing to cancel.
     let _ = control.send(Control::Cancel).await;
-    if signalled().await {
+    if signals.next().await {
         console.note("ended at once; what was committed is kept");
         std::process::exit(130);
     }
 }
 
-/// Waits for a request to stop; `false` when the system offers none.
+/// Requests to stop: Ctrl-C, and SIGTERM. They are caught from the moment that this is made.
 #[cfg(unix)]
-pub async fn signalled() -> bool {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return false;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+pub struct Signals(Option<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)>);
+
+#[cfg(unix)]
+impl Signals {
+    /// Begins to catch them.
+    pub fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        Self(signal(SignalKind::interrupt()).ok().zip(signal(SignalKind::terminate()).ok()))
     }
-    true
+
+    /// Waits for the next one; `false` when the system offers none.
+    pub async fn next(&mut self) -> bool {
+        let Some((interrupt, terminate)) = &mut self.0 else { return false };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        true
+    }
 }
 
-/// Waits for a request to stop; `false` when the system offers none.
+/// Requests to stop: Ctrl-C.
 #[cfg(not(unix))]
-pub async fn signalled() -> bool {
-    tokio::signal::ctrl_c().await.is_ok()
+pub struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    /// Begins to catch them.
+    pub fn new() -> Self {
+        Self
+    }
+
+    /// Waits for the next one; `false` when the system offers none.
+    pub async fn next(&mut self) -> bool {
+        tokio::signal::ctrl_c().await.is_ok()
+    }
 }
 
 fn slot_died(slot: Result<Result<(), QueueError>, tokio::task::JoinError>) -> Failure {

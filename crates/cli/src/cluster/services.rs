@@ -1,7 +1,7 @@
 //! `coordinator` and `worker`: the two services, until they are told to stop.
 
 use super::config::{self, CoordinatorConfig, WorkerConfig};
-use crate::{clock, console::Console, failure::Failure, run::Place, sources::DigestCache};
+use crate::{clock, console::Console, embedded::Signals, failure::Failure, run::Place, sources::DigestCache};
 use rallrec_coordinator::cluster::{ClusterError, ClusterSettings, Coordinator, LeaderError};
 use rallrec_core::{ids::WorkerId, plan::PinnedSource};
 use rallrec_queue::{
@@ -26,6 +26,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// # Errors
 /// When its file is wrong, or NATS, the store or the address cannot be had.
 pub async fn coordinator(path: &Path, console: &Console) -> Result<(), Failure> {
+    let stop = stop_signal();
     let config: CoordinatorConfig = config::read(path)?;
     if !config.listen.ip().is_loopback() && !config.insecure {
         return Err(Failure::Invalid(format!(
@@ -48,7 +49,7 @@ pub async fn coordinator(path: &Path, console: &Console) -> Result<(), Failure> 
     if let Ok(address) = coordinator.address() {
         console.note(&format!("coordinator of cluster {} on http://{address}", config.cluster));
     }
-    coordinator.serve(stop_signal()).await.map_err(cluster_failure)
+    coordinator.serve(stop).await.map_err(cluster_failure)
 }
 
 /// Runs a worker until SIGTERM or Ctrl-C, then drains it.
@@ -56,6 +57,7 @@ pub async fn coordinator(path: &Path, console: &Console) -> Result<(), Failure> 
 /// # Errors
 /// When its file is wrong, or NATS or the store cannot be had.
 pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(), Failure> {
+    let stop = stop_signal();
     let config: WorkerConfig = config::read(path)?;
     let device = rallrec_llm::pick_device(&config.device).map_err(|e| Failure::Unreachable(e.to_string()))?;
     let id = WorkerId(format!("{}-{}", host(), clock::new_run_id()));
@@ -82,7 +84,7 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         grace: Duration::from_secs(config.grace_seconds),
     };
     console.note(&format!("worker {id} of cluster {}, pool {}, {} slots", config.cluster, config.pool, config.slots));
-    rallrec_worker::serve(worker, words, profile, stop_signal()).await.map_err(unreachable)
+    rallrec_worker::serve(worker, words, profile, stop).await.map_err(unreachable)
 }
 
 /// Sources on this machine, pulled when a task first needs them.
@@ -149,11 +151,12 @@ fn cluster_failure(error: ClusterError) -> Failure {
 /// Turns true at the first SIGTERM or Ctrl-C; the second ends the process.
 fn stop_signal() -> watch::Receiver<bool> {
     let (stop, stopped) = watch::channel(false);
+    let mut signals = Signals::new();
     tokio::spawn(async move {
-        if crate::embedded::signalled().await {
+        if signals.next().await {
             stop.send_replace(true);
         }
-        if crate::embedded::signalled().await {
+        if signals.next().await {
             std::process::exit(130);
         }
     });
