@@ -72,7 +72,7 @@ impl Session {
             progress_every: PROGRESS_EVERY,
         };
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
-        let signals = tokio::spawn(obey_signals(Signals::new(), control, console.clone()));
+        let signals = tokio::spawn(obey_signals(Signals::caught(), control, console.clone()));
         let (_unchanged, lanes) = watch::channel(self.lanes());
         let mut slots = JoinSet::new();
         for n in 1..=self.slots {
@@ -176,7 +176,7 @@ pub struct Signals(Option<(tokio::signal::unix::Signal, tokio::signal::unix::Sig
 #[cfg(unix)]
 impl Signals {
     /// Begins to catch them.
-    pub fn new() -> Self {
+    pub fn caught() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
         Self(signal(SignalKind::interrupt()).ok().zip(signal(SignalKind::terminate()).ok()))
     }
@@ -199,7 +199,7 @@ pub struct Signals;
 #[cfg(not(unix))]
 impl Signals {
     /// Begins to catch them.
-    pub fn new() -> Self {
+    pub fn caught() -> Self {
         Self
     }
 

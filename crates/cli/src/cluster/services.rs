@@ -151,7 +151,7 @@ fn cluster_failure(error: ClusterError) -> Failure {
 /// Turns true at the first SIGTERM or Ctrl-C; the second ends the process.
 fn stop_signal() -> watch::Receiver<bool> {
     let (stop, stopped) = watch::channel(false);
-    let mut signals = Signals::new();
+    let mut signals = Signals::caught();
     tokio::spawn(async move {
         if signals.next().await {
             stop.send_replace(true);
