@@ -109,6 +109,8 @@ impl Words {
 
     async fn hear(&self, subject: String) -> Result<impl Stream<Item = Bytes> + Send + use<>, QueueError> {
         let heard: Subscriber = self.connection.client.subscribe(subject).await.map_err(|_| QueueError::Closed)?;
+        // Words that others say from now on are heard: the server knows of it.
+        self.flush().await?;
         Ok(heard.map(|message| message.payload))
     }
 }
