@@ -103,6 +103,11 @@ impl Connection {
         )))
     }
 
+    /// Returns once the server has taken everything that was sent before.
+    pub(crate) async fn round_trip(&self) -> Result<(), QueueError> {
+        self.api("INFO", &json!({})).await.map(drop)
+    }
+
     /// One request to JetStream's interface.
     pub(crate) async fn api(&self, what: &str, body: &Value) -> Result<Value, QueueError> {
         let subject = format!("$JS.API.{what}");

@@ -109,8 +109,9 @@ impl Words {
 
     async fn hear(&self, subject: String) -> Result<impl Stream<Item = Bytes> + Send + use<>, QueueError> {
         let heard: Subscriber = self.connection.client.subscribe(subject).await.map_err(|_| QueueError::Closed)?;
-        // Words that others say from now on are heard: the server knows of it.
-        self.flush().await?;
+        // The server takes what comes on one connection in order: once it has answered, it knows who listens, and what
+        // others say from now on is heard.
+        self.connection.round_trip().await?;
         Ok(heard.map(|message| message.payload))
     }
 }
