@@ -196,7 +196,12 @@ async fn a_server_that_dies_and_forgets_costs_time_only() {
     assert_eq!(report, Some(bytes(0)));
     late.await.unwrap().unwrap();
     held.ack();
-    let second = claim(&worker, &lanes).await;
+    let mut second = claim(&worker, &lanes).await;
+    if second.payload() == &bytes(0) {
+        // A server that is killed may have forgotten who had claimed what: an offer can come twice.
+        second.ack();
+        second = claim(&worker, &lanes).await;
+    }
     assert_eq!(second.payload(), &bytes(1));
     assert!(!wiped.has_changed().unwrap());
 
