@@ -1,7 +1,7 @@
 //! A cluster of real processes: nats-server, two coordinators, two workers, one store.
 
 use crate::support::{Home, files, is};
-use rallrec_test_servers::{NatsServer, free_port};
+use rallrec_test_servers::NatsServer;
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader},
@@ -51,8 +51,8 @@ impl Cluster {
         path.display().to_string()
     }
 
-    /// Starts a service and waits until it has said its first line.
-    fn service(&self, arguments: &[&str]) -> Process {
+    /// Starts a service and waits until it has said its first line, which comes back.
+    fn service(&self, arguments: &[&str]) -> (Process, String) {
         let mut command = self.home.command(arguments);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
@@ -60,19 +60,20 @@ impl Cluster {
         assert!(first.contains("of cluster"), "{arguments:?}: {first}");
         // What it says later is read, so that it is not held up.
         std::thread::spawn(move || lines.for_each(drop));
-        Process(child)
+        (Process(child), first)
     }
 
     fn coordinator(&mut self) -> Process {
-        let port = free_port();
-        let config = self.config(&format!("coordinator-{port}.toml"), &format!("listen = \"127.0.0.1:{port}\""));
-        self.addresses.push(format!("http://127.0.0.1:{port}"));
-        self.service(&["coordinator", "--config", &config])
+        let config = self.config("coordinator.toml", "listen = \"127.0.0.1:0\"");
+        let (process, first) = self.service(&["coordinator", "--config", &config]);
+        let (_, address) = first.rsplit_once(' ').expect("an address");
+        self.addresses.push(address.to_owned());
+        process
     }
 
     fn worker(&self, name: &str) -> Process {
         let config = self.config(&format!("worker-{name}.toml"), "device = \"cpu\"\ngrace_seconds = 5");
-        self.service(&["worker", "--config", &config])
+        self.service(&["worker", "--config", &config]).0
     }
 
     fn ask(&self, arguments: &[&str]) -> String {

@@ -4,30 +4,15 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
-
-/// Longest time that a server may take to answer.
-const START: Duration = Duration::from_secs(30);
-
-/// A loopback port that nobody listens on now.
-///
-/// # Panics
-/// When the system has none.
-pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .expect("the system has a free port")
-}
 
 /// A nats-server, with JetStream in a folder of its own.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Option<Child>,
+    /// 0 until the system has given one.
     port: u16,
     folder: tempfile::TempDir,
 }
@@ -39,7 +24,7 @@ impl NatsServer {
     /// When it is not installed or does not start.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder for JetStream");
-        let mut server = Self { process: None, port: free_port(), folder };
+        let mut server = Self { process: None, port: 0, folder };
         server.restart();
         server
     }
@@ -81,8 +66,10 @@ impl NatsServer {
     pub fn restart(&mut self) {
         self.kill();
         let program = program("RALLREC_NATS_SERVER", "nats-server");
+        // The first time it chooses one itself: a port that was free a moment ago may not be any more.
+        let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
         let mut process = Command::new(&program)
-            .args(["--jetstream", "--addr", "127.0.0.1", "--port", &self.port.to_string(), "--store_dir"])
+            .args(["--jetstream", "--addr", "127.0.0.1", "--port", &port, "--store_dir"])
             .arg(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -95,9 +82,10 @@ impl NatsServer {
             let read = log.read_line(&mut said).expect("its log can be read");
             assert!(read > 0, "nats-server ended: {said}");
         }
+        let listens = said.lines().find_map(|line| line.split_once("client connections on 127.0.0.1:"));
+        self.port = listens.and_then(|(_, port)| port.trim().parse().ok()).expect("it says where it listens");
         // Somebody must go on reading, or the server stops when the pipe is full.
         std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
-        wait_for_port(self.port);
         self.process = Some(process);
     }
 }
@@ -112,12 +100,4 @@ impl Drop for NatsServer {
 fn program(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable)
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/nats/bin").join(name), PathBuf::from)
-}
-
-fn wait_for_port(port: u16) {
-    let until = Instant::now() + START;
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        assert!(Instant::now() < until, "nothing listens on port {port} after {START:?}");
-        std::thread::yield_now();
-    }
 }
