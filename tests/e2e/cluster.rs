@@ -84,7 +84,7 @@ impl Cluster {
     fn watch(&self, run: &str) -> (Process, impl Iterator<Item = Value> + use<>) {
         let addresses = self.addresses.join(",");
         let mut command = self.home.command(&["watch", run, "--json", "--coordinator", &addresses]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         (Process(child), lines.map(|line| serde_json::from_str(&line).unwrap()))
     }
@@ -148,7 +148,7 @@ fn the_leader_and_a_worker_are_killed() {
     let mut first = cluster.worker("a");
     let _second = cluster.worker("b");
     let run = cluster.ask(&["submit", TINY]).trim().to_owned();
-    let (_watching, told) = cluster.watch(&run);
+    let (mut watching, told) = cluster.watch(&run);
     let mut events = Vec::new();
     let mut commits = 0;
     for event in told {
@@ -161,6 +161,8 @@ fn the_leader_and_a_worker_are_killed() {
         }
         commits += usize::from(matches!(commits, 6 | 16));
     }
+    let ended = watching.0.wait().unwrap();
+    assert!(ended.success(), "{ended}, after {:?}", events.last());
     check(&events);
     assert!(events.iter().any(|e| is(e, "run_taken_over")), "the standby took over");
     assert_eq!(cluster.home.ok(&["report", "last", "--format", "json"]), report);

@@ -66,11 +66,11 @@ impl Cluster {
                             status.metadata().get(LEADER_HEADER).and_then(|v| v.to_str().ok()).map(str::to_owned);
                         match status.code() {
                             _ if named.is_some() => leader = named,
-                            Code::Unavailable => {}
                             Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
                                 return Err(Failure::Invalid(status.message().to_owned()));
                             }
-                            _ => return Err(Failure::Unreachable(format!("{address}: {}", status.message()))),
+                            // Nobody leads at the moment, or the one that did died while it answered.
+                            _ => {}
                         }
                         last = format!("{address}: {}", status.message());
                     }
@@ -81,9 +81,8 @@ impl Cluster {
                     "no coordinator answers: {last}; name its address with --coordinator or RALLREC_COORDINATOR"
                 )));
             }
-            if leader.is_none() {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-            }
+            // Also when a leader is named: it may be the one that just died.
+            tokio::time::sleep(Duration::from_millis(200)).await;
             next.extend(leader);
             next.extend(self.addresses.iter().cloned());
         }
