@@ -15,7 +15,12 @@ mod v1 {
 }
 
 /// The coordinator's gRPC interface: server, client and messages.
-#[expect(missing_docs, unused_qualifications, reason = "generated from the .proto file, which is commented")]
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    reason = "generated from the .proto file, which is commented"
+)]
 pub mod api {
     tonic::include_proto!("rallrec.api.v1");
 }
