@@ -64,6 +64,9 @@ impl From<Refusal> for Status {
     }
 }
 
+/// How far tasks are, told to whoever watches: reports of [`rallrec_proto`].
+pub(super) type Told = broadcast::Sender<(RunId, Bytes)>;
+
 /// What this coordinator is at the moment.
 #[derive(Default)]
 pub(super) struct Role(Mutex<State>);
@@ -75,11 +78,11 @@ enum State {
     Alone,
     /// Somebody else does, at this address.
     Following(String),
-    Leading(mpsc::Sender<Ask>, broadcast::Sender<(RunId, Bytes)>),
+    Leading(mpsc::Sender<Ask>, Told),
 }
 
 impl Role {
-    pub(super) fn lead(&self, asks: mpsc::Sender<Ask>, progress: broadcast::Sender<(RunId, Bytes)>) {
+    pub(super) fn lead(&self, asks: mpsc::Sender<Ask>, progress: Told) {
         self.set(State::Leading(asks, progress));
     }
 
@@ -111,7 +114,7 @@ fn nobody() -> Status {
 }
 
 impl Interface {
-    fn leading(&self) -> Result<(mpsc::Sender<Ask>, broadcast::Sender<(RunId, Bytes)>), Status> {
+    fn leading(&self) -> Result<(mpsc::Sender<Ask>, Told), Status> {
         match self.role.get() {
             State::Leading(asks, progress) => Ok((asks, progress)),
             State::Alone => Err(nobody()),
