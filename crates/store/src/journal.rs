@@ -71,16 +71,8 @@ impl Records {
     /// # Errors
     /// [`StoreError::Conflict`] when someone else has continued the journal; else when the store cannot be reached.
     pub async fn append(&mut self, payload: &[u8]) -> Result<(), StoreError> {
-        let path = self.path(self.next);
         let record = [self.writer.as_bytes(), b"\n", payload].concat();
-        if let Err(failed) = self.store.create(&path, record.clone()).await {
-            // An unclear failure, or a conflict with our own retried put: what stands there decides.
-            match self.store.get(&path).await {
-                Ok(Some(standing)) if standing == record => {}
-                Ok(Some(_)) => return Err(StoreError::Conflict { path: path.to_string() }),
-                Ok(None) | Err(_) => return Err(failed),
-            }
-        }
+        self.store.create(&self.path(self.next), record).await?;
         self.next += 1;
         Ok(())
     }
