@@ -9,11 +9,7 @@ use crate::{
 use arrow_array::RecordBatch;
 use bytes::Bytes;
 use object_store::{ObjectStoreExt, path::Path};
-use rallrec_core::{
-    ids::TimeMs,
-    key::Key,
-    task::TaskOffer,
-};
+use rallrec_core::{ids::TimeMs, key::Key, task::TaskOffer};
 use std::collections::BTreeMap;
 
 pub(crate) fn manifest_path(key: &Key) -> Path {

@@ -5,10 +5,8 @@
 
 use crate::{BucketSettings, Patience, SettingsError, words::words};
 use bytes::Bytes;
-use object_store::{
-    Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, aws::AmazonS3, path::Path,
-};
-use std::{ops::Range, time::Duration};
+use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, aws::AmazonS3, path::Path};
+use std::{fmt, ops::Range, time::Duration};
 
 /// Requests that fail in passing are sent again as often as this, for no longer than that.
 const RETRIES: (usize, Duration) = (3, Duration::from_secs(180));
@@ -63,10 +61,16 @@ impl From<ObjectMeta> for Object {
 }
 
 /// A bucket that can be read.
-#[derive(Debug)]
 pub struct Bucket {
     objects: AmazonS3,
     name: String,
+}
+
+impl fmt::Debug for Bucket {
+    /// The client's own shows credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Bucket").field(&self.name).finish()
+    }
 }
 
 impl Bucket {

@@ -5,8 +5,8 @@
 //! a lock of the system for each first byte of a digest, gone with its process. What was used longest ago goes first
 //! when there is too much. Not here: sources and models, which have their own folder.
 
-use rallrec_core::key::hex;
 use bytes::Bytes;
+use rallrec_core::key::hex;
 use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File},
@@ -53,7 +53,8 @@ impl Cache {
     /// Waits until nobody else fetches a part of this digest. Blocks.
     pub(crate) fn turn(&self, sha256: &str) -> io::Result<Turn> {
         let first = sha256.get(..2).unwrap_or("00");
-        let file = File::options().create(true).write(true).truncate(false).open(self.folder.join("locks").join(first))?;
+        let file =
+            File::options().create(true).write(true).truncate(false).open(self.folder.join("locks").join(first))?;
         file.lock()?;
         Ok(Turn(file))
     }

@@ -37,14 +37,21 @@ use bytes::Bytes;
 use cache::Cache;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use rallrec_core::{ids::RunId, key::Key};
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 /// A store of artifacts and runs. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     /// Where parts are kept on this machine, if they are.
     cache: Option<Arc<Cache>>,
+}
+
+impl fmt::Debug for Store {
+    /// As S3 clients call themselves: what their own `Debug` shows has credentials in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.objects)
+    }
 }
 
 impl Store {

@@ -136,8 +136,12 @@ impl Store {
             }
         }
         let kept = self.get(&first).await?;
-        let listed: Vec<_> =
-            self.objects.list(Some(folder)).try_collect().await.map_err(|e| StoreError::object("list", folder.as_ref(), e))?;
+        let listed: Vec<_> = self
+            .objects
+            .list(Some(folder))
+            .try_collect()
+            .await
+            .map_err(|e| StoreError::object("list", folder.as_ref(), e))?;
         Ok(winners == 1 && kept.as_deref() == Some(b"first") && listed.len() == 2)
     }
 
@@ -194,7 +198,9 @@ fn why(place: &Location, endpoint: &str, action: &str, cause: &Cause) -> String 
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => format!(
                 "{endpoint} refuses to {action} ({said}); check the credentials, which must be allowed to list the bucket and to read, write and delete in it"
             ),
-            _ if is_http(error) => format!("{endpoint} does not answer: {said}; check that it runs, and the endpoint in [s3]"),
+            _ if is_http(error) => {
+                format!("{endpoint} does not answer: {said}; check that it runs, and the endpoint in [s3]")
+            }
             _ => format!("cannot {action} at {endpoint}: {said}; check endpoint and region in [s3]"),
         },
     }

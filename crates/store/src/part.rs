@@ -52,7 +52,9 @@ impl PartWriter {
     pub(crate) fn slices(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> + use<'_> {
         let rows = batch.num_rows();
         // A batch without rows makes a table, too.
-        (0..rows.max(1)).step_by(LOOK_ROWS).map(move |start| batch.slice(start.min(rows), LOOK_ROWS.min(rows - start.min(rows))))
+        (0..rows.max(1))
+            .step_by(LOOK_ROWS)
+            .map(move |start| batch.slice(start.min(rows), LOOK_ROWS.min(rows - start.min(rows))))
     }
 
     /// Encodes a slice.

@@ -18,7 +18,9 @@ pub enum SettingsError {
     #[error("the AWS_… variables or the [s3] table cannot be used: {0}")]
     Settings(String),
     /// The file that the table names.
-    #[error("[s3] credentials = \"{path}\": {why}; it should have lines aws_access_key_id = … and aws_secret_access_key = …")]
+    #[error(
+        "[s3] credentials = \"{path}\": {why}; it should have lines aws_access_key_id = … and aws_secret_access_key = …"
+    )]
     File {
         /// The file.
         path: String,
@@ -132,6 +134,9 @@ impl BucketSettings {
         // The client takes its TLS from the process and panics without. It is put there by the one place that builds
         // such clients, so that no program has to know; that somebody else was first is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        if self.endpoint().contains('@') {
+            return Err(SettingsError::Settings("the endpoint must not hold a user name or password".into()));
+        }
         let builder = self.builder(bucket, patience);
         let unsigned = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature).is_some_and(|skip| skip == "true");
         let objects = builder.build().map_err(|error| SettingsError::Settings(words(&error)))?;
@@ -225,8 +230,11 @@ mod tests {
     fn the_environment_goes_before_the_table() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("credentials");
-        std::fs::write(&file, "[default]\naws_access_key_id = AKIA1\naws_secret_access_key=very secret\n[other]\nx = y\n")
-            .unwrap();
+        std::fs::write(
+            &file,
+            "[default]\naws_access_key_id = AKIA1\naws_secret_access_key=very secret\n[other]\nx = y\n",
+        )
+        .unwrap();
         let table = S3Table {
             endpoint: Some("http://s3.example:9000/".into()),
             region: Some("eu-north-1".into()),
@@ -235,10 +243,14 @@ mod tests {
         };
         let all = settings(&[]).or(&table).unwrap();
         assert_eq!(all.endpoint(), "http://s3.example:9000");
-        assert_eq!((all.get("AWS_REGION"), all.get("AWS_SECRET_ACCESS_KEY")), (Some("eu-north-1"), Some("very secret")));
+        assert_eq!(
+            (all.get("AWS_REGION"), all.get("AWS_SECRET_ACCESS_KEY")),
+            (Some("eu-north-1"), Some("very secret"))
+        );
         assert_eq!(all.host_of_bucket("b").as_deref(), Some("http://b.s3.example:9000"));
         assert!(!format!("{all:?}").contains("very secret"));
-        let own = settings(&[("AWS_ENDPOINT_URL", "http://b.other"), ("AWS_ACCESS_KEY_ID", "AKIA2")]).or(&table).unwrap();
+        let own =
+            settings(&[("AWS_ENDPOINT_URL", "http://b.other"), ("AWS_ACCESS_KEY_ID", "AKIA2")]).or(&table).unwrap();
         assert_eq!((own.endpoint().as_str(), own.get("AWS_SECRET_ACCESS_KEY")), ("http://b.other", None));
         assert_eq!(own.host_of_bucket("b").as_deref(), Some("http://b.other"));
         assert_eq!(settings(&[("AWS_ENDPOINT_URL", "http://s3")]).host_of_bucket("b"), None);

@@ -153,7 +153,8 @@ async fn a_store_is_tried_and_left_as_it_was() {
 async fn a_file_system_without_hard_links_is_refused() {
     let location = Location::Folder("/mnt/card".into());
     for (number, wanted) in [(1, "has no hard links"), (95, "has no hard links"), (13, "make it writable")] {
-        let store = Store::over(Arc::new(Faulty::new(|_| None, move |_| Some(std::io::Error::from_raw_os_error(number)))));
+        let store =
+            Store::over(Arc::new(Faulty::new(|_| None, move |_| Some(std::io::Error::from_raw_os_error(number)))));
         let refused = store.check(&location, "", "p1").await.unwrap_err().to_string();
         assert!(refused.starts_with("/mnt/card cannot be the store: ") && refused.contains(wanted), "{refused}");
     }

@@ -178,7 +178,10 @@ async fn a_bucket_needs_an_address_and_credentials() {
         assert!(error.to_string().contains("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), "{error}");
     }
     let error = open(&settings(&[("AWS_ACCESS_KEY_ID", "AKIA1")])).await.unwrap_err();
-    assert!(matches!(&error, BucketError::Settings(SettingsError::Settings(why)) if why.contains("Secret")), "{error:?}");
+    assert!(
+        matches!(&error, BucketError::Settings(SettingsError::Settings(why)) if why.contains("Secret")),
+        "{error:?}"
+    );
     let signed_by_nobody = ("AWS_SKIP_SIGNATURE", "true");
     let with_password = settings(&[("AWS_ENDPOINT_URL", "http://me:very-secret@host"), signed_by_nobody]);
     let error = open(&with_password).await.unwrap_err();

@@ -21,8 +21,7 @@ use std::sync::{
 const SECRET: &str = "wJalr-very-secret";
 
 fn settings(url: &str) -> BucketSettings {
-    let variables =
-        [("AWS_ENDPOINT_URL", url), ("AWS_ACCESS_KEY_ID", "AKIA1"), ("AWS_SECRET_ACCESS_KEY", SECRET)];
+    let variables = [("AWS_ENDPOINT_URL", url), ("AWS_ACCESS_KEY_ID", "AKIA1"), ("AWS_SECRET_ACCESS_KEY", SECRET)];
     BucketSettings::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())))
 }
 
@@ -109,7 +108,8 @@ async fn everything_that_a_store_keeps_is_kept() {
     assert_eq!(listed.matches("<Key>").count(), 2, "one part and one manifest: {listed}");
 
     let run = RunId("r1".into());
-    let (mut first, mut second) = (Records::of_run(store.clone(), &run, "a"), Records::of_run(store.clone(), &run, "b"));
+    let (mut first, mut second) =
+        (Records::of_run(store.clone(), &run, "a"), Records::of_run(store.clone(), &run, "b"));
     first.append(b"one").await.unwrap();
     assert_eq!(second.replay().await.unwrap(), [b"one".to_vec()]);
     assert_eq!(second.follow().await.unwrap(), [[0; 0]; 0]);
@@ -128,6 +128,8 @@ async fn everything_that_a_store_keeps_is_kept() {
     store.clear_checkpoints(&key).await.unwrap();
     assert_eq!(store.checkpoint(&key).await.unwrap(), None);
     store.check_pieces("p2").await.unwrap();
+    let shown = format!("{store:?}");
+    assert!(shown.contains("team") && !shown.contains("AKIA1") && !shown.contains(SECRET), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,8 +230,7 @@ async fn a_lost_answer_does_not_hide_that_somebody_else_was_first() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_is_the_first() {
     let Some(moto) = Moto::start("store") else { return };
-    let line =
-        fails_once(&moto, Fault::DoneThenRefused, |r| r.method == "PUT" && r.target.ends_with("manifest.json"));
+    let line = fails_once(&moto, Fault::DoneThenRefused, |r| r.method == "PUT" && r.target.ends_with("manifest.json"));
     let store = store(&line.url()).await;
     let mut out = writer(&store, 1);
     out.write("t", &batch(&[1])).await.unwrap();

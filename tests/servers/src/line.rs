@@ -43,7 +43,8 @@ pub enum Fault {
 }
 
 /// What is said when something is refused.
-const REFUSED: &str = "Content-Length: 56\r\nConnection: close\r\n\r\n<Error><Code>Broken</Code><Message>No.</Message></Error>";
+const REFUSED: &str =
+    "Content-Length: 56\r\nConnection: close\r\n\r\n<Error><Code>Broken</Code><Message>No.</Message></Error>";
 
 /// A line to a server on this machine, until the test ends.
 #[derive(Debug)]
