@@ -3,6 +3,7 @@
 use crate::task::from_store;
 use arrow_array::RecordBatch;
 use arrow_select::concat::concat_batches;
+use futures::{StreamExt, TryStreamExt, stream};
 use rallrec_core::{
     ids::RowRange,
     kind::Mode,
@@ -11,6 +12,9 @@ use rallrec_core::{
 use rallrec_stages::{InputReader, StageError};
 use rallrec_store::Store;
 use tokio::runtime::Handle;
+
+/// Shards that are read at once: enough to hide an object store's latency. All of them are held together anyway.
+const READS_AT_ONCE: usize = 8;
 
 /// Reads from the shards that the offer names, on the stage's thread.
 pub(crate) struct TaskInputs {
@@ -28,8 +32,8 @@ impl TaskInputs {
     fn read(&self, input: &TaskInput) -> Result<RecordBatch, StageError> {
         let wanted = if input.mode == Mode::Whole { None } else { self.rows };
         let (mut schema, mut batches) = (None, Vec::new());
-        for shard in &input.shards {
-            let (found, mut rows) = self.handle.block_on(self.shard(input, shard, wanted))?;
+        let reads = stream::iter(&input.shards).map(|shard| self.shard(input, shard, wanted)).buffered(READS_AT_ONCE);
+        for (found, mut rows) in self.handle.block_on(reads.try_collect::<Vec<_>>())? {
             schema.get_or_insert(found);
             batches.append(&mut rows);
         }

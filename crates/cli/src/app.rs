@@ -13,10 +13,11 @@ use crate::{
     run_lock::RunLocks,
     runs,
     sources::{Patience, Role, Sources, catalogue},
+    stores::to_read as open,
 };
 use clap::{CommandFactory, Parser};
 use rallrec_core::plan::Plan;
-use rallrec_store::Store;
+use rallrec_store::BucketSettings;
 use std::{path::PathBuf, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
@@ -51,7 +52,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Explain { run, stage, against } => runtime()?
             .block_on(async { explain::show(&open(&place).await?, &run, &stage, against.as_deref(), console).await }),
         Command::Runs { json } => {
-            let locks = RunLocks::new(place.home.store());
+            let locks = RunLocks::new(&place.home);
             runtime()?
                 .block_on(async { runs::show(&open(&place).await?, &|run| locks.is_held(run), json, console).await })
         }
@@ -65,7 +66,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         }
         Command::Data { action } => data::act(&place.sources, Role::Data, &action, console),
         Command::Models { action } => data::act(&place.sources, Role::Model, &action, console),
-        Command::Coordinator { config } => runtime()?.block_on(cluster::coordinator(&config, console)),
+        Command::Coordinator { config } => runtime()?.block_on(cluster::coordinator(&place, &config, console)),
         Command::Worker { config } => runtime()?.block_on(cluster::worker(&place, &config, console)),
         Command::Submit(args) => runtime()?.block_on(cluster::submit(&place, &args, console)),
         Command::Status(args) => runtime()?.block_on(cluster::status(&args.coordinator, console)),
@@ -80,7 +81,8 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Drain { worker, cluster: args } => {
             runtime()?.block_on(cluster::drain(&args.coordinator, &worker, console))
         }
-        Command::Doctor => doctor::examine(&place.home, &place.sources, console),
+        Command::Doctor { config: None } => runtime()?.block_on(doctor::examine(&place, console)),
+        Command::Doctor { config: Some(path) } => runtime()?.block_on(cluster::doctor(&place, &path, console)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "rallrec", &mut script);
@@ -92,13 +94,9 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
 
 fn place(global: &Global) -> Place {
     let home = Home::new(global.home.clone(), global.store.clone());
-    let sources = Sources::new(home.sources(), catalogue(), Patience::default());
-    Place { home, sources }
-}
-
-/// Opens the store, which makes its folder.
-async fn open(place: &Place) -> Result<Store, Failure> {
-    Ok(Store::local(place.home.store()).await?)
+    let buckets = BucketSettings::from_environment();
+    let sources = Sources::new(home.sources(), catalogue(), Patience::default()).with_buckets(buckets.clone());
+    Place { home, sources, buckets }
 }
 
 /// Checks every file, and goes on to the next when one is refused.

@@ -1,5 +1,6 @@
 //! Where a store is: a folder, or a prefix in a bucket.
 
+use serde::Deserialize;
 use std::{
     convert::Infallible,
     fmt,
@@ -8,7 +9,8 @@ use std::{
 };
 
 /// A place for artifacts and runs, as people write it: a folder's path, or `s3://BUCKET/PREFIX`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "PathBuf")]
 pub enum Location {
     /// A folder.
     Folder(PathBuf),

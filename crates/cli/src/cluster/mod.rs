@@ -2,7 +2,9 @@
 
 mod client;
 mod config;
+mod doctor;
 mod services;
 
 pub use client::{cancel, drain, retry, status, submit, watch, workers};
+pub use doctor::doctor;
 pub use services::{coordinator, worker};
