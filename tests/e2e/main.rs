@@ -4,6 +4,7 @@
 
 mod architecture;
 mod cluster;
+mod cluster_s3;
 mod golden;
 mod kill;
 mod pipeline;

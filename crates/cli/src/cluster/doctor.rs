@@ -100,7 +100,7 @@ fn queue(found: Result<NatsServerFacts, rallrec_queue::QueueError>, servers: &st
 /// The device that a worker's file names.
 fn device(name: &str) -> Check {
     match rallrec_llm::pick_device(name) {
-        Ok(device) => Check::new("device", State::Ok, format!("device = \"{name}\" is {device}")),
+        Ok(_) => Check::new("device", State::Ok, format!("device = \"{name}\" can be used")),
         Err(e) => Check::new("device", State::Missing, format!("device = \"{name}\": {e}"))
             .fix("install the NVIDIA driver and CUDA toolkit and a build with CUDA, or set device = \"cpu\""),
     }
