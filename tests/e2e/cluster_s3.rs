@@ -124,7 +124,7 @@ fn doctor_looks_at_what_a_service_needs() {
         assert!(!told.contains(SECRET), "{told}");
         (output.status.code(), told)
     };
-    let mut cluster = Cluster::in_s3(STORE, &table(&moto.url(), &credentials));
+    let cluster = Cluster::in_s3(STORE, &table(&moto.url(), &credentials));
     for (name, more) in [("worker.toml", "device = \"cpu\""), ("coordinator.toml", "listen = \"127.0.0.1:0\"")] {
         let (code, told) = examine(&cluster, name, more);
         assert_eq!(code, Some(0), "{told}");
@@ -135,8 +135,8 @@ fn doctor_looks_at_what_a_service_needs() {
         }
     }
     let line = Line::to(moto.port(), |_| Fault::Unconditional);
-    cluster.nats.kill();
-    let dead = Cluster { nats: cluster.nats, ..Cluster::in_s3(STORE, &table(&line.url(), &credentials)) };
+    let mut dead = Cluster::in_s3(STORE, &table(&line.url(), &credentials));
+    dead.nats.kill();
     let (code, told) = examine(&dead, "worker.toml", "device = \"cpu\"");
     assert_eq!(code, Some(3), "{told}");
     assert!(told.contains("missing  nats") && told.contains("nats-server -js"), "{told}");

@@ -7,6 +7,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+/// Who asks: moto wants to know it of private objects, and does not check the signature.
+const SIGNED: &str = "Authorization: AWS4-HMAC-SHA256 Credential=AKIA1/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+
 /// An S3 server with one bucket.
 #[derive(Debug)]
 pub struct Moto {
@@ -77,7 +80,7 @@ impl Moto {
     pub fn request(&self, method: &str, path: &str, body: &[u8]) -> Vec<u8> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("moto listens");
         let head = format!(
-            "{method} /{}{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n",
+            "{method} /{}{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{SIGNED}\r\nConnection: close\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n",
             self.bucket,
             body.len()
         );
