@@ -66,16 +66,27 @@ pub(crate) struct Step<'a> {
 impl Decoder {
     pub(crate) fn load(weights: &dyn Checkpoint, device: &Device, precision: Precision) -> Result<Self, LlmError> {
         let config = weights.config().clone();
+        #[cfg(feature = "cuda")]
+        let precision =
+            if *device == Device::flex() { precision } else { crate::cuda::resolve(precision, &config, device) };
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
-        let tokens = |name: &str| -> Result<Arc<Matrix>, LlmError> {
-            Ok(Arc::new(Matrix::load(&[weights.matrix(name, vocabulary, hidden)?], precision, device)))
+        type Load = fn(&[Stored<'_>], Precision, &Device) -> Matrix;
+        let tokens = |name: &str, load: Load| -> Result<Arc<Matrix>, LlmError> {
+            Ok(Arc::new(load(&[weights.matrix(name, vocabulary, hidden)?], precision, device)))
         };
-        let embedding = tokens("model.embed_tokens.weight")?;
-        let head = if config.tied_head { embedding.clone() } else { tokens(HEAD)? };
+        let load_embedding = if config.tied_head { Matrix::load } else { Matrix::load_table };
+        let embedding = tokens("model.embed_tokens.weight", load_embedding)?;
+        let head = if config.tied_head { embedding.clone() } else { tokens(HEAD, Matrix::load)? };
         let rope = Arc::new(RopeTable::new(&config.rope_frequencies(), config.context));
         let ops = operations(&config, embedding.clone(), rope.clone(), device)?;
         let load = |index| Block::load(weights, index, device, precision);
-        let blocks = (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?;
+        let blocks = if *device == Device::flex() {
+            (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?
+        } else {
+            // One after another: what a device does for a thread has its own order and its own pools of memory there,
+            // and host memory holds one matrix at a time.
+            (0..config.layers).map(load).collect::<Result<_, _>>()?
+        };
         Ok(Self {
             norm: Arc::new(Vector::new(weights.vector("model.norm.weight", hidden)?, device)),
             embedding,

@@ -305,7 +305,7 @@ impl RopeTable {
     }
 
     /// For each position its cosines, then its sines.
-    #[cfg(feature = "cuda")]
+    #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn rows(&self, positions: usize) -> impl Iterator<Item = f32> {
         let both = self.cos.chunks_exact(self.half).zip(self.sin.chunks_exact(self.half)).take(positions);
         both.flat_map(|(cos, sin)| cos.iter().chain(sin).copied())
