@@ -66,18 +66,8 @@ fn rows() -> Vec<(String, Kernel)> {
             F32
         )
     };
-    let sample = emit!(
-        256,
-        sample::sample::Sample,
-        buffer(),
-        buffer(),
-        buffer(),
-        buffer(),
-        buffer(),
-        VOCABULARY,
-        8,
-        F32
-    );
+    let sample =
+        emit!(256, sample::sample::Sample, buffer(), buffer(), buffer(), buffer(), buffer(), VOCABULARY, 8, F32);
     vec![
         (
             "gather_rows".into(),
@@ -189,27 +179,11 @@ fn bytes(number: usize, layout: Layout) -> Vec<(String, Kernel)> {
             F32
         )
     };
-    let products = FEW.into_iter().enumerate().map(|(few, shape)| (format!("int8_{number}_few_{few}"), multiply(shape)));
-    let widen = emit!(
-        WIDEN_UNITS as u32,
-        int8::widen_int8::WidenInt8,
-        buffer(),
-        buffer(),
-        buffer(),
-        buffer(),
-        (),
-        layout,
-        F32
-    );
-    let gather = emit!(
-        UNITS,
-        int8::gather_rows_int8::GatherRowsInt8,
-        buffer(),
-        buffer(),
-        buffer(),
-        buffer(),
-        buffer(),
-        layout
-    );
+    let products =
+        FEW.into_iter().enumerate().map(|(few, shape)| (format!("int8_{number}_few_{few}"), multiply(shape)));
+    let widen =
+        emit!(WIDEN_UNITS as u32, int8::widen_int8::WidenInt8, buffer(), buffer(), buffer(), buffer(), (), layout, F32);
+    let gather =
+        emit!(UNITS, int8::gather_rows_int8::GatherRowsInt8, buffer(), buffer(), buffer(), buffer(), buffer(), layout);
     products.chain([(format!("int8_{number}_widen"), widen), (format!("int8_{number}_gather"), gather)]).collect()
 }

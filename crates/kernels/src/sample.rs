@@ -255,7 +255,8 @@ fn find<F: Float>(
                 let digit = (DIGITS - 1) - ((bits >> shift) & 255u32) as usize;
                 #[unroll]
                 for part in 0..PARTS {
-                    let bits = (exact >> comptime!(part as u64 * PART_BITS as u64)) & comptime!((1u64 << PART_BITS) - 1);
+                    let bits =
+                        (exact >> comptime!(part as u64 * PART_BITS as u64)) & comptime!((1u64 << PART_BITS) - 1);
                     digits[part * DIGITS + digit].fetch_add(bits as u32);
                 }
                 digits[comptime!(PARTS * DIGITS) + digit].fetch_add(1u32);

@@ -49,7 +49,11 @@ fn main() {
         println!("{}", path.display());
         let began = Instant::now();
         let model = LanguageModel::load(&path, &device, precision).unwrap();
-        println!("  {precision:?}, loaded in {:.1} s, {:.2} GB", began.elapsed().as_secs_f64(), model.weight_bytes() as f64 / 1e9);
+        println!(
+            "  {precision:?}, loaded in {:.1} s, {:.2} GB",
+            began.elapsed().as_secs_f64(),
+            model.weight_bytes() as f64 / 1e9
+        );
         measure(&model, &ceilings);
     }
 }

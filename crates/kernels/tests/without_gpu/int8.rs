@@ -89,13 +89,7 @@ fn products_of_few_rows_with_bytes() {
                         kernel,
                         [OUTPUTS.div_ceil(few.planes * few.outputs) as u32, rows.div_ceil(few.rows) as u32],
                         &[Scalar::U32(rows as u32), Scalar::U32(OUTPUTS as u32)],
-                        &mut [
-                            &mut float.bytes(x),
-                            &mut matrix.q,
-                            &mut matrix.scale,
-                            &mut matrix.minimum,
-                            &mut out,
-                        ],
+                        &mut [&mut float.bytes(x), &mut matrix.q, &mut matrix.scale, &mut matrix.minimum, &mut out],
                     );
                     let dot = |x: &[f32], w: &[f32]| {
                         x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>() as f32
@@ -151,16 +145,7 @@ fn bytes_are_written_out() {
 #[test]
 fn rows_of_bytes_are_gathered() {
     let kernels = LAYOUTS.map(|layout| {
-        emit!(
-            64,
-            int8::gather_rows_int8::GatherRowsInt8,
-            buffer(),
-            buffer(),
-            buffer(),
-            buffer(),
-            buffer(),
-            layout
-        )
+        emit!(64, int8::gather_rows_int8::GatherRowsInt8, buffer(), buffer(), buffer(), buffer(), buffer(), layout)
     });
     let host = Host::new("int8_gathered", kernels.into());
     for (kernel, layout) in LAYOUTS.into_iter().enumerate() {

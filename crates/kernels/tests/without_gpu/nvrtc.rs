@@ -85,7 +85,7 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
     };
     let on_tensor_cores = || {
         emit!(
-            256,
+            128,
             tiles::attend_tiles::AttendTiles,
             buffer(),
             buffer(),
@@ -97,7 +97,7 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
             (),
             (),
             (),
-            tile(8, tiles::ROWS, true),
+            tile(4, tiles::ROWS, true),
             f
         )
     };
@@ -132,7 +132,16 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
         few(Few { rows: 1, outputs: 2, planes: 4 }, false),
         few(Few { rows: 8, outputs: 4, planes: 4 }, true),
         emit!(256, int8::widen_int8::WidenInt8, buffer(), buffer(), buffer(), buffer(), (), layout(true), f),
-        emit!(256, int8::gather_rows_int8::GatherRowsInt8, buffer(), buffer(), buffer(), buffer(), buffer(), layout(false)),
+        emit!(
+            256,
+            int8::gather_rows_int8::GatherRowsInt8,
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            layout(false)
+        ),
         emit!(product::UNITS as u32, product::product::Product, buffer(), buffer(), buffer(), (), (), model.hidden),
         emit!(1024, sample::sample::Sample, buffer(), buffer(), buffer(), buffer(), buffer(), model.vocabulary, 32, f),
     ];

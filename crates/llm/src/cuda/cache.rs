@@ -116,7 +116,6 @@ impl CudaCache {
             );
         }
     }
-
 }
 
 /// The cubes' work for runs of tokens, for chunks that sequences share, and for chunks of one sequence.
@@ -126,9 +125,10 @@ pub(super) fn tiles(config: &ModelConfig, tensor_cores: bool) -> [Tile; 3] {
     let tile = |planes, rows, whole| Tile { queries, keys, width, planes, rows, whole };
     let rows = |planes: usize| ROWS.max(group.div_ceil(planes));
     [
-        // A plane has a fragment's rows, and a token's heads have to fit into a cube.
+        // A plane has a fragment's rows, and a token's heads have to fit into a cube. Few planes: by their registers two
+        // cubes then share a processor, and one computes while the other waits for its page.
         if tensor_cores {
-            tile(MANY_PLANES.max(group.div_ceil(tiles::ROWS)), tiles::ROWS, true)
+            tile(FEW_PLANES.max(group.div_ceil(tiles::ROWS)), tiles::ROWS, true)
         } else {
             tile(MANY_PLANES, rows(MANY_PLANES), true)
         },
@@ -188,8 +188,10 @@ impl Cache for CudaCache {
         let lists = [(&plan.whole, tiles[0]), (&plan.shared, tiles[1]), (&plan.alone, tiles[2])];
         let lists = lists.into_iter().filter(|(items, _)| items.count > 0);
         let parts = |items: &'_ Items| [&items.items[..], &items.tokens, &items.pages];
-        let all: Vec<&[u32]> =
-            [&plan.places[..], &plan.ranges].into_iter().chain(lists.clone().flat_map(|(items, _)| parts(items))).collect();
+        let all: Vec<&[u32]> = [&plan.places[..], &plan.ranges]
+            .into_iter()
+            .chain(lists.clone().flat_map(|(items, _)| parts(items)))
+            .collect();
         let mut tables = shared.upload_all(&all).into_iter();
         let mut table = || tables.next().expect("one for each list");
         let (places, ranges) = (table(), table());

@@ -107,7 +107,6 @@ impl Weights {
         }
     }
 
-
     /// The product \[rows, outputs\], in the type of the weights, with `x` \[rows, inputs\].
     pub(crate) fn apply(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
@@ -311,8 +310,13 @@ mod tests {
             (Precision::Auto, [Format::Q4K, Format::Q6K]),
         ] {
             let bytes = formats.map(|format| stored(format, 129, INPUTS));
-            let part =
-                |at: usize| Stored { format: formats[at], bytes: &bytes[at], rows: 129, columns: INPUTS, interleaved: None };
+            let part = |at: usize| Stored {
+                format: formats[at],
+                bytes: &bytes[at],
+                rows: 129,
+                columns: INPUTS,
+                interleaved: None,
+            };
             let parts = [part(0), part(1)];
             let bound = if precision == Precision::F32 { 1e-5 } else { 1e-2 };
             let want = Matrix::load(&parts, precision, &cpu);

@@ -90,8 +90,7 @@ struct Emulated<'a> {
 }
 
 /// The kernels' order in the program.
-const NAMES: [&str; 6] =
-    ["rotate_plain", "rotate_bias_norm", "attend_whole", "attend_chunks", "combine", "copy_parts"];
+const NAMES: [&str; 6] = ["rotate_plain", "rotate_bias_norm", "attend_whole", "attend_chunks", "combine", "copy_parts"];
 
 fn code(page: PageId) -> u32 {
     2 * (page.0 * LAYERS) as u32 + u32::from(page != PASSING)
@@ -136,8 +135,7 @@ impl Emulated<'_> {
         let partials = plan.partials.max(1) * QUERIES;
         let mut sums = le_bytes(&vec![f32::NAN; partials * WIDTH]);
         let mut stats = le_bytes(&vec![f32::NAN; partials * 2]);
-        let scalars =
-            [layer, Scalar::F32(1.0 / (WIDTH as f32).sqrt()), Scalar::U32(self.window.unwrap_or(0) as u32)];
+        let scalars = [layer, Scalar::F32(1.0 / (WIDTH as f32).sqrt()), Scalar::U32(self.window.unwrap_or(0) as u32)];
         let mut launch = |kernel: usize, items: &Items| {
             if items.count == 0 {
                 return;
@@ -229,7 +227,8 @@ fn compare(float: Float, adorned: bool, window: Option<usize>) {
         let rows: usize = segments.iter().map(|segment| segment.count).sum();
         for layer in 0..LAYERS {
             let projected = uniform(rows * width, (10 * number + layer) as u64);
-            let projected: Vec<f32> = float.values(&float.bytes(&projected.iter().map(|x| 4.0 * x).collect::<Vec<_>>()));
+            let projected: Vec<f32> =
+                float.values(&float.bytes(&projected.iter().map(|x| 4.0 * x).collect::<Vec<_>>()));
             let got = cuda.attend(&segments, &projected, layer, &heads);
             let want = read(cpu.step(&segments).attend(matrix(projected, rows, &device), layer, &heads));
             let what = format!("{suffix}, adorned {adorned}, window {window:?}, batch {number}, layer {layer}");
