@@ -76,26 +76,29 @@ impl CudaCache {
         if self.parts > capacity {
             let capacity = self.parts.max(capacity + capacity / 2).next_multiple_of(FIRST_PARTS);
             let bytes = capacity * self.part_numbers() * self.shared.dtype.size();
-            let client = &self.shared.client;
-            let grow = |old: Option<(Handle, usize)>| {
-                let new = passing(client, || client.empty(bytes));
-                if let Some((old, filled)) = old {
-                    self.move_parts(&old, &new, filled);
-                }
-                new
-            };
             // One after the other: each old buffer, which may be an eighth of the device's memory, goes back first.
             let (keys, values) = match self.store.take() {
                 Some(Store { keys, values, filled, .. }) => {
-                    let keys = grow(Some((keys, filled)));
-                    (keys, grow(Some((values, filled))))
+                    let keys = self.grow(keys, bytes, filled);
+                    (keys, self.grow(values, bytes, filled))
                 }
-                None => (grow(None), grow(None)),
+                None => (self.buffer(bytes), self.buffer(bytes)),
             };
             self.store = Some(Store { keys, values, capacity, filled: self.parts });
         }
         let store = self.store.as_mut().expect("no pool is read that has no pages");
         store.filled = self.parts;
+    }
+
+    fn buffer(&self, bytes: usize) -> Handle {
+        passing(&self.shared.client, || self.shared.client.empty(bytes))
+    }
+
+    /// A buffer of some bytes that begins with the parts of another.
+    fn grow(&self, old: Handle, bytes: usize, parts: usize) -> Handle {
+        let new = self.buffer(bytes);
+        self.move_parts(&old, &new, parts);
+        new
     }
 
     fn move_parts(&self, from: &Handle, to: &Handle, count: usize) {
@@ -187,10 +190,9 @@ impl Cache for CudaCache {
         let partials = plan.partials.max(1) * self.config.heads;
         let lists = [(&plan.whole, tiles[0]), (&plan.shared, tiles[1]), (&plan.alone, tiles[2])];
         let lists = lists.into_iter().filter(|(items, _)| items.count > 0);
-        let parts = |items: &'_ Items| [&items.items[..], &items.tokens, &items.pages];
         let all: Vec<&[u32]> = [&plan.places[..], &plan.ranges]
             .into_iter()
-            .chain(lists.clone().flat_map(|(items, _)| parts(items)))
+            .chain(lists.clone().flat_map(|(items, _)| [&items.items[..], &items.tokens, &items.pages]))
             .collect();
         let mut tables = shared.upload_all(&all).into_iter();
         let mut table = || tables.next().expect("one for each list");

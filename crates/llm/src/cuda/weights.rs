@@ -15,7 +15,7 @@ use crate::{
 };
 use burn::{
     backend::cubecl::dtype_to_elem_type,
-    tensor::{DType, Device, FloatDType, Shape, Tensor, TensorData},
+    tensor::{DType, Device, FloatDType, Shape, Tensor},
 };
 use burn_cubecl::{CubeDevice, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
 use cubecl::{
@@ -78,18 +78,17 @@ impl Weights {
         }
         let narrow_bf16 = |x| Some(bf16::from_f32(x)).filter(|x| x.is_finite());
         let narrow_f16 = |x| Some(f16::from_f32(x)).filter(|x| x.is_finite());
-        let rows = match precision {
-            Precision::F32 => TensorData::new(upload::rows(parts, Some)?, shape(parts)),
-            Precision::F16 => TensorData::new(upload::rows(parts, narrow_f16)?, shape(parts)),
+        let (dtype, bytes) = match precision {
+            Precision::F32 => (DType::F32, Bytes::from_elems(upload::rows(parts, Some)?)),
+            Precision::F16 => (DType::F16, Bytes::from_elems(upload::rows(parts, narrow_f16)?)),
             Precision::Auto | Precision::Bf16 | Precision::Int8 => {
-                TensorData::new(upload::rows(parts, narrow_bf16)?, shape(parts))
+                (DType::BF16, Bytes::from_elems(upload::rows(parts, narrow_bf16)?))
             }
         };
         let (client, cube) = client(device);
         let [outputs, inputs] = shape(parts);
-        let create = |bytes| client.create(bytes);
-        let (dtype, bytes) = (rows.dtype, rows.bytes);
-        let handle = if table { persistent(&client, || create(bytes)) } else { passing(&client, || create(bytes)) };
+        let create = || client.create(bytes);
+        let handle = if table { persistent(&client, create) } else { passing(&client, create) };
         let rows = CubeTensor::new_contiguous(client.clone(), cube, Shape::from([outputs, inputs]), handle, dtype);
         let columns = tensor(rows).transpose();
         Ok(Self::Floats(if table { columns } else { persistent(&client, || tensor(contiguous(columns))) }))

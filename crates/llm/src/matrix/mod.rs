@@ -77,7 +77,7 @@ impl Matrix {
         let outputs = parts.iter().map(|part| part.rows).sum();
         #[cfg(feature = "cuda")]
         if *device != Device::flex() {
-            let weights = crate::cuda::Weights::load(parts, precision, device, table);
+            let weights = crate::cuda::Weights::load(parts, precision, device, table).expect("weights are in range");
             return Self { inputs, outputs, storage: Storage::Device(weights) };
         }
         let panels = parts.iter().map(|part| Panels::pack(part, precision)).collect();
