@@ -3,7 +3,7 @@
 
 use super::{
     Emitted, Scalar, assert_close, emitted,
-    shapes::{CHUNKS, KEYS, QUERIES, TILES, UNITS, WHOLE, WIDTH},
+    shapes::{CHUNKS, KEYS, QUERIES, TILES, WHOLE, WIDTH},
     values, words,
 };
 use crate::{

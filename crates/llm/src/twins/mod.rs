@@ -132,12 +132,16 @@ fn products_with_bytes() {
         .collect();
     let kernels = emitted("twins_int8", &names.iter().map(String::as_str).collect::<Vec<_>>());
     for (number, (precision, parts)) in matrices().into_iter().enumerate() {
-        let bytes: Vec<_> = parts.iter().map(|&(format, rows)| stored(format, rows, BYTE_INPUTS)).collect();
-        let parts: Vec<_> = parts.iter().zip(&bytes);
-        let parts: Vec<_> = parts
-            .into_iter()
-            .map(|(&(format, rows), bytes)| Stored { format, bytes, rows, columns: BYTE_INPUTS, interleaved: None })
-            .collect();
+        let kept: Vec<_> =
+            parts.into_iter().map(|(format, rows)| (format, rows, stored(format, rows, BYTE_INPUTS))).collect();
+        let parts = kept.iter().map(|(format, rows, bytes)| Stored {
+            format: *format,
+            bytes,
+            rows: *rows,
+            columns: BYTE_INPUTS,
+            interleaved: None,
+        });
+        let parts: Vec<_> = parts.collect();
         let cpu = Matrix::load(&parts, precision, &device);
         assert!(ByteRows::fit(&parts, precision));
         let rows = ByteRows::pack(&parts, precision);
