@@ -2,8 +2,10 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["rallrec/v1/task.proto"], ["proto"])?;
+    let messages = protox::compile(["rallrec/v1/task.proto", "rallrec/v1/fleet.proto"], ["proto"])?;
     // Sorted maps: equal messages have equal bytes.
-    prost_build::Config::new().btree_map(["."]).compile_fds(files)?;
+    prost_build::Config::new().btree_map(["."]).compile_fds(messages)?;
+    let service = protox::compile(["rallrec/api/v1/coordinator.proto"], ["proto"])?;
+    tonic_prost_build::configure().compile_fds(service)?;
     Ok(())
 }

@@ -23,15 +23,16 @@ use crate::{Artifacts, Clock, Journal, turn::Turn};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use rallrec_core::{
-    ids::{RunId, TaskId, TimeMs, WorkerId},
+    ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
+    lane::Lane,
     plan::Plan,
     run::{
         Event, IllegalTransition, Input, JournalRecord, Phase, PlanDefect, RecordError, ReplayError, RunOutcome,
-        RunState, RunView, TaskError,
+        RunState, TaskError,
     },
     task::{ArtifactSummary, TaskReport},
 };
-use rallrec_queue::{QueueError, TaskQueue};
+use rallrec_queue::{CoordinatorEnd, QueueError};
 use rallrec_store::StoreError;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
@@ -39,11 +40,20 @@ use tokio::sync::mpsc;
 /// Most signals whose events go into one journal record.
 pub(crate) const MAX_SIGNALS: usize = 256;
 
+/// How many tasks may be handed out at once.
+#[derive(Clone, Debug)]
+pub enum Capacity {
+    /// Twice the worker slots of each pool; every pool that the plan names must be there.
+    Slots(BTreeMap<String, u32>),
+    /// As [`Control::Grant`] says, of each lane; none before it is said.
+    Granted,
+}
+
 /// How a run is driven. Changes its speed, never its results.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Worker slots of each pool; every pool that the plan names must be there. A pool is a lane of the queue.
-    pub slots: BTreeMap<String, u32>,
+    /// Where tasks may run.
+    pub capacity: Capacity,
     /// Probes of the store at once.
     pub probes: usize,
 }
@@ -51,7 +61,7 @@ pub struct Settings {
 impl Settings {
     /// These slots, and 16 probes at once.
     pub fn new(slots: BTreeMap<String, u32>) -> Self {
-        Self { slots, probes: 16 }
+        Self { capacity: Capacity::Slots(slots), probes: 16 }
     }
 }
 
@@ -63,6 +73,12 @@ pub enum Control {
     /// This worker is gone, and whatever it reported was put into the queue before this is said. The name must not be
     /// used again by another worker.
     WorkerLost(WorkerId),
+    /// Nobody has this attempt any more.
+    AttemptLost(TaskId, Attempt),
+    /// The most tasks of each lane that may be handed out from now on; lanes that are not named get none.
+    Grant(BTreeMap<Lane, u32>),
+    /// What the queue held is gone: send again what is owed.
+    Wiped,
 }
 
 /// What the driver tells while a run goes on.
@@ -73,7 +89,7 @@ pub enum Notice<'a> {
     /// A worker told how far it is.
     Progress(&'a TaskReport),
     /// The run as it now is, after one or more events.
-    View(&'a RunView),
+    State(&'a RunState),
 }
 
 /// Hears notices, between turns: it should return at once.
@@ -143,7 +159,7 @@ pub struct Driver<A, J> {
     /// Keeps the run's events.
     pub journal: J,
     /// Leads to the workers.
-    pub queue: Arc<dyn TaskQueue>,
+    pub queue: Arc<dyn CoordinatorEnd>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Slots and bounds.
@@ -187,6 +203,33 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     /// # Errors
     /// When there is no such run, its journal is damaged, or the store or the queue cannot be reached.
     pub async fn resume(mut self) -> Result<RunEnd, DriverError> {
+        let state = self.replayed().await?;
+        if let Phase::Finished(RunOutcome::Done) = state.phase() {
+            (self.observer)(Notice::State(&state));
+            return Ok(RunEnd::Done);
+        }
+        self.queue.withdraw_all().await?;
+        self.drive(state, Input::Resume).await
+    }
+
+    /// Goes on with a run that another coordinator drove, or was about to begin. Attempts under way stay so, and so do
+    /// offers: those that no worker is known to have begun are sent again under their names.
+    ///
+    /// # Errors
+    /// When the journal is damaged, or the store or the queue cannot be reached.
+    pub async fn take_over(mut self, run: RunId, plan: Arc<Plan>) -> Result<RunEnd, DriverError> {
+        let state = match self.replayed().await {
+            Err(DriverError::NothingToResume) => return self.drive(RunState::new(run, plan)?, Input::Start).await,
+            replayed => replayed?,
+        };
+        if let Phase::Finished(outcome) = state.phase() {
+            (self.observer)(Notice::State(&state));
+            return Ok(end(outcome, &state));
+        }
+        self.drive(state, Input::TakeOver).await
+    }
+
+    async fn replayed(&mut self) -> Result<RunState, DriverError> {
         let mut events = Vec::new();
         for record in self.journal.replay().await? {
             events.extend(JournalRecord::decode(&record)?.events);
@@ -194,20 +237,14 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
         if events.is_empty() {
             return Err(DriverError::NothingToResume);
         }
-        let state = RunState::replay(&events)?;
-        drop(events);
-        if let Phase::Finished(RunOutcome::Done) = state.phase() {
-            (self.observer)(Notice::View(&state.view()));
-            return Ok(RunEnd::Done);
-        }
-        self.queue.withdraw_offers().await?;
-        self.drive(state, Input::Resume).await
+        Ok(RunState::replay(&events)?)
     }
 
     async fn drive(mut self, state: RunState, first: Input) -> Result<RunEnd, DriverError> {
-        let idle = state.pools().iter().find(|pool| self.settings.slots.get(*pool).is_none_or(|slots| *slots == 0));
-        if let Some(pool) = idle {
-            return Err(DriverError::NoSlots { pool: pool.clone() });
+        if let Capacity::Slots(slots) = &self.settings.capacity
+            && let Some(lane) = state.lanes().iter().find(|lane| slots.get(&lane.pool).is_none_or(|n| *n == 0))
+        {
+            return Err(DriverError::NoSlots { pool: lane.pool.clone() });
         }
         let mut turn = Turn::new(
             state,
@@ -226,11 +263,7 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
                 };
             }
             if let Phase::Finished(outcome) = turn.state.phase() {
-                return Ok(match outcome {
-                    RunOutcome::Done => RunEnd::Done,
-                    RunOutcome::Failed => RunEnd::Failed { errors: turn.state.errors().collect() },
-                    RunOutcome::Cancelled => RunEnd::Cancelled,
-                });
+                return Ok(end(outcome, &turn.state));
             }
             turn.perform();
             self.handle_waiting(&mut turn).await?;
@@ -277,8 +310,16 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
         for event in &record.events {
             (self.observer)(Notice::Event(event));
         }
-        (self.observer)(Notice::View(&turn.state.view()));
+        (self.observer)(Notice::State(&turn.state));
         Ok(())
+    }
+}
+
+fn end(outcome: RunOutcome, state: &RunState) -> RunEnd {
+    match outcome {
+        RunOutcome::Done => RunEnd::Done,
+        RunOutcome::Failed => RunEnd::Failed { errors: state.errors().collect() },
+        RunOutcome::Cancelled => RunEnd::Cancelled,
     }
 }
 

@@ -1,14 +1,15 @@
 //! The coordinator: the shell round the inert core.
 //!
 //! [`Driver`] turns everything that happens into inputs of `rallrec_core::run`, journals the events that follow, and
-//! performs what the state owes. It deliberately decides nothing itself: when to retry, what may start and how a run
+//! performs what the state owes. [`cluster`] leads a cluster with one driver a run. It deliberately decides nothing itself: when to retry, what may start and how a run
 //! ends is the core's. It computes nothing either, so it does not know stages or Burn.
 
 mod clock;
+pub mod cluster;
 mod driver;
 mod ports;
 mod turn;
 
 pub use clock::{Clock, SystemClock};
-pub use driver::{Control, Driver, DriverError, Notice, Observer, RunEnd, Settings};
+pub use driver::{Capacity, Control, Driver, DriverError, Notice, Observer, RunEnd, Settings};
 pub use ports::{Artifacts, Journal};

@@ -1,7 +1,7 @@
 //! What the driver needs of storage: two small traits, for the object store and for simulations.
 
 use rallrec_core::{key::Key, task::ArtifactSummary};
-use rallrec_store::{RunJournal, Store, StoreError};
+use rallrec_store::{Records, Store, StoreError};
 
 /// Knows which artifacts are there.
 pub trait Artifacts: Clone + Send + Sync + 'static {
@@ -33,12 +33,12 @@ impl Artifacts for Store {
     }
 }
 
-impl Journal for RunJournal {
+impl Journal for Records {
     async fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
-        RunJournal::replay(self).await
+        Records::replay(self).await
     }
 
     async fn append(&mut self, record: &[u8]) -> Result<(), StoreError> {
-        RunJournal::append(self, record).await
+        Records::append(self, record).await
     }
 }

@@ -1,18 +1,22 @@
 //! The driver's synchronous half: signals in, events and futures out. Nothing here waits.
 
 use crate::{
-    Artifacts, Clock, Control, DriverError, Notice, Observer, Settings,
+    Artifacts, Capacity, Clock, Control, DriverError, Notice, Observer, Settings,
     driver::{Signal, Tries},
 };
 use futures::{FutureExt, future::BoxFuture, stream::FuturesUnordered};
 use rallrec_core::{
     ids::{Attempt, TaskId},
+    lane::{Lane, Slots},
     run::{Effect, Event, Input, RunState, apply, decide, owed},
-    task::{Outcome, TaskReport},
+    task::{FailureClass, Outcome, TaskReport},
 };
 use rallrec_proto::{decode_report, encode_offer};
-use rallrec_queue::{QueueError, TaskQueue};
-use std::{collections::BTreeSet, sync::Arc};
+use rallrec_queue::{CoordinatorEnd, OfferName, QueueError};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A run between two journal records.
 pub(crate) struct Turn<A> {
@@ -26,16 +30,17 @@ pub(crate) struct Turn<A> {
     probing: BTreeSet<(TaskId, u32)>,
     offered: BTreeSet<(TaskId, Attempt)>,
     artifacts: A,
-    queue: Arc<dyn TaskQueue>,
+    queue: Arc<dyn CoordinatorEnd>,
     clock: Arc<dyn Clock>,
     settings: Settings,
+    granted: BTreeMap<Lane, u32>,
 }
 
 impl<A: Artifacts> Turn<A> {
     pub(crate) fn new(
         state: RunState,
         artifacts: A,
-        queue: Arc<dyn TaskQueue>,
+        queue: Arc<dyn CoordinatorEnd>,
         clock: Arc<dyn Clock>,
         settings: Settings,
     ) -> Self {
@@ -50,6 +55,7 @@ impl<A: Artifacts> Turn<A> {
             queue,
             clock,
             settings,
+            granted: BTreeMap::new(),
         }
     }
 
@@ -58,6 +64,7 @@ impl<A: Artifacts> Turn<A> {
         match decide(&self.state, input, self.clock.now()) {
             Ok(events) => {
                 for event in events {
+                    self.withdraw_superseded(&event);
                     apply(&mut self.state, &event)?;
                     self.unwritten.push(event);
                 }
@@ -90,6 +97,12 @@ impl<A: Artifacts> Turn<A> {
             Signal::Wake => {}
             Signal::Control(None) => self.heeds_control = false,
             Signal::Control(Some(Control::WorkerLost(worker))) => drop(self.take(Input::WorkerLost { worker })?),
+            Signal::Control(Some(Control::AttemptLost(task, attempt))) => {
+                self.take(Input::AttemptLost { task, attempt })?;
+            }
+            // Slots are filled at the end of every turn.
+            Signal::Control(Some(Control::Grant(granted))) => self.granted = granted,
+            Signal::Control(Some(Control::Wiped)) => self.offered.clear(),
             Signal::Control(Some(Control::Cancel)) => {
                 if self.take(Input::Cancel)? {
                     self.withdraw();
@@ -97,6 +110,24 @@ impl<A: Artifacts> Turn<A> {
             }
         }
         Ok(())
+    }
+
+    /// Takes back the offer of an attempt that nobody should work on any more: it was lost, or another has committed.
+    /// Needs no journal record first: should this process die now, working on it again does no harm.
+    fn withdraw_superseded(&mut self, event: &Event) {
+        let superseded = match event {
+            Event::TaskFailed { task, attempt: Some(attempt), class: FailureClass::Lost, .. } => {
+                Some((*task, *attempt))
+            }
+            Event::TaskCommitted { task, attempt, .. } => {
+                self.state.running(*task).map(|r| (*task, r.attempt)).filter(|(_, running)| running != attempt)
+            }
+            _ => None,
+        };
+        let Some((task, attempt)) = superseded else { return };
+        let Some(lane) = self.state.lane(task.stage).cloned() else { return };
+        let (queue, name) = (Arc::clone(&self.queue), OfferName { task, attempt });
+        self.in_flight.push(async move { Signal::Sent(queue.withdraw(&lane, name).await) }.boxed());
     }
 
     fn hear(&mut self, report: TaskReport, observer: &mut Observer) -> Result<(), DriverError> {
@@ -117,15 +148,21 @@ impl<A: Artifacts> Turn<A> {
         self.probing.clear();
         self.offered.clear();
         let queue = Arc::clone(&self.queue);
-        self.in_flight.push(async move { Signal::Sent(queue.withdraw_offers().await) }.boxed());
+        self.in_flight.push(async move { Signal::Sent(queue.withdraw_all().await) }.boxed());
     }
 
     /// Fills free slots, and ends the run when nothing is left to do.
     pub(crate) fn settle(&mut self) -> Result<(), DriverError> {
-        for (pool, slots) in self.settings.slots.clone() {
-            let free = slots.saturating_mul(2).saturating_sub(self.state.in_pool(&pool));
-            if free > 0 {
-                self.take(Input::Capacity { pool, free })?;
+        let allowed: Vec<(Slots, u32)> = match &self.settings.capacity {
+            Capacity::Slots(slots) => {
+                slots.iter().map(|(pool, n)| (Slots::Pool(pool.clone()), n.saturating_mul(2))).collect()
+            }
+            Capacity::Granted => self.granted.iter().map(|(lane, n)| (Slots::Lane(lane.clone()), *n)).collect(),
+        };
+        for (slots, most) in allowed {
+            let free = most.saturating_sub(self.state.handed_out(&slots));
+            if free > 0 && self.state.waiting(&slots) > 0 {
+                self.take(Input::Capacity { slots, free })?;
             }
         }
         if matches!(owed(&self.state).next(), Some(Effect::Finish { .. })) {
@@ -143,10 +180,12 @@ impl<A: Artifacts> Turn<A> {
                 Effect::Finish { .. } => {}
                 Effect::Dispatch { task, attempt } => {
                     let new = self.offered.insert((task, attempt));
-                    if let Some(offer) = new.then(|| state.offer(task)).flatten() {
-                        let lane = state.plan().stages[task.stage as usize].resources.pool.clone();
+                    let offer = new.then(|| state.offer(task)).flatten();
+                    if let (Some(offer), Some(lane)) = (offer, state.lane(task.stage).cloned()) {
                         let (queue, payload) = (Arc::clone(&self.queue), encode_offer(&offer));
-                        self.in_flight.push(async move { Signal::Sent(queue.offer(&lane, payload).await) }.boxed());
+                        let name = OfferName { task, attempt };
+                        self.in_flight
+                            .push(async move { Signal::Sent(queue.offer(&lane, name, payload).await) }.boxed());
                     }
                 }
                 Effect::Probe { .. } if self.probing.len() >= self.settings.probes.max(1) => break,

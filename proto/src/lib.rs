@@ -2,9 +2,10 @@
 //!
 //! Generated types stop here: they are private, so that nothing else can come to depend on how a message is laid
 //! out. Decoding checks everything that the domain types promise. The embedded run's queue carries the same bytes
-//! as a cluster's.
+//! as a cluster's. The exception is [`api`], the coordinator's gRPC interface, which is what it says on the wire.
 
 mod convert;
+mod fleet;
 mod offer;
 mod report;
 
@@ -13,6 +14,20 @@ mod v1 {
     include!(concat!(env!("OUT_DIR"), "/rallrec.v1.rs"));
 }
 
+/// The coordinator's gRPC interface: server, client and messages.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    reason = "generated from the .proto file, which is commented"
+)]
+pub mod api {
+    tonic::include_proto!("rallrec.api.v1");
+}
+
+pub use fleet::{
+    BeatMessage, LeaderBeat, Order, decode_beat, decode_leader, decode_order, encode_beat, encode_leader, encode_order,
+};
 pub use offer::{decode_offer, encode_offer};
 pub use report::{decode_report, encode_report};
 

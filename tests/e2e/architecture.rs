@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("rallrec-provider", &["rallrec-core"]),
     ("rallrec-stages", &["rallrec-core", "rallrec-llm", "rallrec-recsys", "rallrec-provider"]),
     ("rallrec-coordinator", &["rallrec-core", "rallrec-store", "rallrec-queue", "rallrec-proto"]),
+    ("rallrec-test-servers", &[]),
     ("rallrec-worker", &["rallrec-core", "rallrec-store", "rallrec-queue", "rallrec-proto", "rallrec-stages"]),
 ];
 

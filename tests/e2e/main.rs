@@ -3,8 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod architecture;
+mod cluster;
 mod golden;
 mod kill;
 mod pipeline;
 mod provider;
+mod s3;
+mod servers;
 mod support;
+mod tune;

@@ -1,18 +1,15 @@
 //! Models behind a server: the stages against a real llama.cpp server with the same weights as the local model.
 //!
 //! The server is llama-cpp-python's, which `tests/run` installs into `target/llama-server` (`RALLREC_LLAMA_SERVER_PYTHON`
-//! names another Python that has it). Where neither is there, these tests say so and pass.
+//! names another Python that has it).
 
-use crate::support::{Home, is, root};
+use crate::{
+    servers::{Server, free_port, python},
+    support::{Home, events, files, is, smollm2},
+};
 use arrow_array::{Array, FixedSizeListArray, Float32Array, Int32Array, ListArray, RecordBatch, StringArray};
 use rallrec_store::{Manifest, Store};
-use std::{
-    io::{BufRead, BufReader},
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread::JoinHandle,
-};
+use std::process::Command;
 
 const PIPELINE: &str = "tests/pipelines/server.yaml";
 const KEY: &str = "sk-e2e-5f1c0a77";
@@ -22,58 +19,15 @@ const KEY: &str = "sk-e2e-5f1c0a77";
 /// how it rounds depends on the processor.
 const P_TOLERANCE: f32 = 0.1;
 
-/// A server, ended when it is dropped.
-struct LlamaServer {
-    child: Child,
-    url: String,
-    log: Option<JoinHandle<()>>,
-}
-
-impl LlamaServer {
-    /// Starts it on a free port; `None` where it is not installed.
-    fn start(model: &Path) -> Option<Self> {
-        let python = match std::env::var_os("RALLREC_LLAMA_SERVER_PYTHON") {
-            Some(python) => PathBuf::from(python),
-            None => Some(root().join("target/llama-server/bin/python")).filter(|p| p.exists())?,
-        };
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut child = Command::new(&python)
-            .args(["-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", &port.to_string(), "--model"])
-            .arg(model)
-            .args(["--model_alias", "smollm2", "--api_key", KEY, "--embedding", "true", "--logits_all", "true"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{} does not start: {e}", python.display()));
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut said = Vec::new();
-        let ready = lines.by_ref().any(|line| {
-            said.push(line);
-            said.last().is_some_and(|line| line.contains("Uvicorn running"))
-        });
-        assert!(ready, "the server ended:\n{}", said.join("\n"));
-        // What it says later is read, so that it is not held up.
-        let log = std::thread::spawn(move || lines.for_each(drop));
-        Some(Self { child, url: format!("http://127.0.0.1:{port}/v1"), log: Some(log) })
-    }
-}
-
-impl Drop for LlamaServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if let Some(log) = self.log.take() {
-            let _ = log.join();
-        }
-    }
-}
-
-/// The model file that the product pulled.
-fn model(home: &Home) -> PathBuf {
-    let folder = home.path().join("sources/smollm2-135m-instruct");
-    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    files.into_iter().find(|path| path.extension().is_some_and(|e| e == "gguf")).unwrap()
+/// A server that is ready, and its address.
+fn start() -> Option<(Server, String)> {
+    let python = python("RALLREC_LLAMA_SERVER_PYTHON", "target/llama-server", "llama-cpp-python[server]")?;
+    let port = free_port();
+    let mut command = Command::new(python);
+    command.args(["-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", &port.to_string(), "--model"]);
+    command.arg(smollm2());
+    command.args(["--model_alias", "smollm2", "--api_key", KEY, "--embedding", "true", "--logits_all", "true"]);
+    Some((Server::start(&mut command, "Uvicorn running"), format!("http://127.0.0.1:{port}/v1")))
 }
 
 /// The first table of every artifact of a stage, in row order, with the artifacts' manifests.
@@ -94,11 +48,6 @@ async fn table(home: &Home, stage: &str) -> (RecordBatch, Vec<Manifest>) {
     (arrow_select::concat::concat_batches(&batches[0].schema(), &batches).unwrap(), found)
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
-}
-
 fn column<'b, T: 'static>(batch: &'b RecordBatch, name: &str) -> &'b T {
     batch.column_by_name(name).unwrap().as_any().downcast_ref().unwrap()
 }
@@ -109,12 +58,9 @@ fn metric(manifests: &[Manifest], name: &str) -> f64 {
 
 #[tokio::test]
 async fn a_server_stands_in_for_a_local_model() {
+    let Some((_server, url)) = start() else { return };
     let home = Home::new();
-    let Some(server) = LlamaServer::start(&model(&home)) else {
-        tell_skipped();
-        return;
-    };
-    let url = format!("url={}", server.url);
+    let url = format!("url={url}");
     let mut command = home.command(&["run", "--json", PIPELINE, "--set", &url]);
 
     let refused = command.env("RALLREC_TEST_KEY", "sk-wrong-91b2").output().unwrap();
@@ -176,13 +122,6 @@ async fn a_server_stands_in_for_a_local_model() {
     }
     let elsewhere = home.command(&["run", "--json", PIPELINE, "--set", "url=http://127.0.0.1:9/v1"]).output().unwrap();
     assert!(elsewhere.status.success(), "an address is in no key, so nothing is asked again");
-    let events = crate::support::events(&String::from_utf8_lossy(&elsewhere.stdout));
-    assert!(!events.iter().any(|e| is(e, "task_dispatched")));
-}
-
-#[expect(clippy::print_stderr, reason = "a test that is not run should say so")]
-fn tell_skipped() {
-    eprintln!(
-        "skipped: no llama.cpp server here; tests/run installs one, or RALLREC_LLAMA_SERVER_PYTHON names a Python with llama-cpp-python[server]"
-    );
+    let told = events(&String::from_utf8_lossy(&elsewhere.stdout));
+    assert!(!told.iter().any(|e| is(e, "task_dispatched")));
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::Once,
+    sync::{Once, OnceLock},
 };
 
 /// The repository.
@@ -20,16 +20,14 @@ pub(crate) struct Home {
 impl Home {
     /// An empty home that shares the pulled sources.
     pub(crate) fn new() -> Self {
-        static PULL: Once = Once::new();
-        let shared = root().join(".rallrec");
-        PULL.call_once(|| {
-            let pulled = rallrec().args(["models", "pull", "smollm2-135m-instruct", "--home"]).arg(&shared).output();
-            let pulled = pulled.expect("rallrec runs");
-            assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
-        });
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::os::unix::fs::symlink(shared.join("sources"), folder.path().join("sources")).expect("a link");
-        Self { folder }
+        let home = Self::apart();
+        std::os::unix::fs::symlink(pulled().join("sources"), home.path().join("sources")).expect("a link");
+        home
+    }
+
+    /// An empty home with no sources.
+    pub(crate) fn apart() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
     }
 
     /// Its folder.
@@ -76,6 +74,36 @@ impl Home {
         let mut command = self.command(&[&["run", "--json"], arguments].concat());
         command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("rallrec runs")
     }
+}
+
+/// The repository's home, with the language model in it.
+fn pulled() -> PathBuf {
+    static PULL: Once = Once::new();
+    let shared = root().join(".rallrec");
+    PULL.call_once(|| {
+        let pulled = rallrec().args(["models", "pull", "smollm2-135m-instruct", "--home"]).arg(&shared).output();
+        let pulled = pulled.expect("rallrec runs");
+        assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
+    });
+    shared
+}
+
+/// The language model's file.
+pub(crate) fn smollm2() -> PathBuf {
+    let found = files(&pulled().join("sources/smollm2-135m-instruct")).into_iter();
+    found.into_iter().find(|path| path.extension().is_some_and(|e| e == "gguf")).expect("the model's file")
+}
+
+/// The tiny models of every family that `crates/llm` is tested with, unpacked once a test program.
+pub(crate) fn families() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let unpack = || {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let archive = std::fs::File::open(root().join("crates/llm/tests/fixtures/families.zip")).expect("the fixtures");
+        zip::ZipArchive::new(archive).expect("an archive").extract(folder.path()).expect("room for the fixtures");
+        folder
+    };
+    FOLDER.get_or_init(unpack).path()
 }
 
 fn rallrec() -> Command {

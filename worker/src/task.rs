@@ -14,12 +14,9 @@ use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{runtime::Handle, sync::watch};
-
-/// Least time between two progress reports of a task: often enough for a person, rarely enough for a queue.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// Program and version, as manifests name them.
 pub fn program() -> String {
@@ -35,20 +32,22 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
         worker: id.clone(),
         outcome,
     };
-    let send = async |outcome| worker.queue.report(rallrec_proto::encode_report(&report(outcome))).await;
+    let send = async |outcome| worker.queue.report(&offer.run, rallrec_proto::encode_report(&report(outcome))).await;
+    let entry = worker.board.enter(&offer);
     send(Outcome::Started).await?;
     let (progress, mut heard) = watch::channel(Progress::default());
     let mut thread = {
         let (worker, offer, handle) = (worker.clone(), offer.clone(), Handle::current());
         tokio::task::spawn_blocking(move || attempt(&worker, offer, &handle, &Sink(progress)))
     };
-    let mut look = tokio::time::interval(PROGRESS_EVERY);
+    let mut look = tokio::time::interval(worker.progress_every);
     let ended = loop {
         tokio::select! {
             ended = &mut thread => break ended,
             _ = look.tick() => {
                 if heard.has_changed().unwrap_or(false) {
                     let latest = heard.borrow_and_update().clone();
+                    entry.progress(latest.clone());
                     // A queue that is gone shows at the last report; the stage's thread is waited for in any case.
                     let _ = send(Outcome::Progress(latest)).await;
                 }
@@ -78,7 +77,7 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
     let params = StageParams::from_json(offer.kind, offer.params.clone())
         .map_err(|e| StageError::Invalid(format!("parameters of a {} stage from another version: {e}", offer.kind)))?;
     let path = |source: Option<&rallrec_core::plan::PinnedSource>| match source {
-        Some(source) => worker.sources.get(&source.digest).cloned().map(Some).ok_or_else(|| missing(source)),
+        Some(source) => worker.sources.place(source).map(Some),
         None => Ok(None),
     };
     let model_files = path(offer.model.as_ref().and_then(PinnedModel::files))?;
@@ -124,13 +123,6 @@ fn place(model: &PinnedModel, path: Option<PathBuf>) -> Option<Model> {
             tokenizer: tokenizer.as_ref().map(|t| t.digest.clone()).zip(path),
         }),
     })
-}
-
-fn missing(source: &rallrec_core::plan::PinnedSource) -> StageError {
-    StageError::Transient(format!(
-        "{} ({}) is not on this machine; run `rallrec doctor` there",
-        source.name, source.source
-    ))
 }
 
 /// This machine's clock.

@@ -8,7 +8,7 @@ use rallrec_core::{
     ids::{RunId, TaskId},
     run::{Event, RunState},
 };
-use rallrec_store::{RunJournal, Store};
+use rallrec_store::{Records, Store};
 use std::collections::BTreeSet;
 use tokio::sync::watch;
 use world::{AnyJournal, Process, SimJournal, SimStore, Temper, plan};
@@ -43,7 +43,7 @@ async fn a_run_ends_and_the_next_one_computes_nothing() {
     assert_eq!(store.computed.lock().unwrap().values().copied().collect::<Vec<_>>(), [1; TASKS]);
     let told = first.notices.lock().unwrap().clone();
     assert_eq!(told.iter().filter(|n| **n == "progress").count(), TASKS);
-    assert_eq!((told[0], told[told.len() - 2], told[told.len() - 1]), ("run_started", "run_finished", "view"));
+    assert_eq!((told[0], told[told.len() - 2], told[told.len() - 1]), ("run_started", "run_finished", "state"));
 
     let second = SimJournal::default();
     assert_eq!(process(&store, &second, Temper::good()).start(&plan(13)).await.unwrap(), RunEnd::Done);
@@ -100,7 +100,7 @@ async fn a_crash_at_any_journal_record_is_resumed() {
 #[tokio::test]
 async fn a_coordinator_that_was_overtaken_stops() {
     let (objects, store) = (Store::memory(), SimStore::default());
-    let journal = |writer: &str| AnyJournal::Real(RunJournal::new(objects.clone(), RunId("r".into()), writer));
+    let journal = |writer: &str| AnyJournal::Real(Records::of_run(objects.clone(), &RunId("r".into()), writer));
     let (open, gate) = watch::channel(false);
     let mut first = Process::new(&store, journal("first"), Temper { gate, ..Temper::good() });
     let plan = plan(13);

@@ -7,6 +7,7 @@ use rallrec_core::{
     ids::{RunId, StageName, TimeMs, WorkerId},
     key::{Key, KeyFields},
     kind::{Mode, StageKind},
+    lane::Lane,
     params::StageParams,
     plan::{Need, Plan, PlannedStage, Resources, Retry},
     rng::row_rng,
@@ -14,7 +15,7 @@ use rallrec_core::{
     task::{ArtifactSummary, FailureClass, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_proto::{decode_offer, encode_report};
-use rallrec_queue::{MemoryQueue, TaskQueue};
+use rallrec_queue::{CoordinatorEnd, MemoryQueue, WorkerEnd};
 use rallrec_store::StoreError;
 use rand_chacha::rand_core::Rng;
 use std::{
@@ -136,7 +137,7 @@ pub(crate) struct Process {
 /// Either journal.
 pub(crate) enum AnyJournal {
     Sim(SimJournal),
-    Real(rallrec_store::RunJournal),
+    Real(rallrec_store::Records),
 }
 
 impl Journal for AnyJournal {
@@ -164,7 +165,7 @@ impl Process {
         let driver = Driver {
             artifacts: store.clone(),
             journal,
-            queue: Arc::clone(&queue) as Arc<dyn TaskQueue>,
+            queue: Arc::clone(&queue) as Arc<dyn CoordinatorEnd>,
             clock: Arc::new(JumpingClock::default()),
             settings: Settings::new([("cpu".to_string(), 2)].into()),
             control: heard,
@@ -172,7 +173,7 @@ impl Process {
                 seen.lock().unwrap().push(match notice {
                     Notice::Event(event) => event.name(),
                     Notice::Progress(_) => "progress",
-                    Notice::View(_) => "view",
+                    Notice::State(_) => "state",
                 });
             }),
         };
@@ -194,7 +195,7 @@ impl Process {
 
     /// After an error the process is dead, and so are its workers, wherever they stand.
     async fn stop(&mut self, end: Result<RunEnd, DriverError>) -> Result<RunEnd, DriverError> {
-        self.queue.close().await;
+        self.queue.close();
         for worker in self.workers.drain(..) {
             if end.is_err() {
                 worker.abort();
@@ -216,7 +217,8 @@ async fn worker(
     mut temper: Temper,
 ) {
     let mut life = 0;
-    while let Ok(Some(delivery)) = queue.claim("cpu").await {
+    let lanes = [Lane { pool: "cpu".into(), model: None }];
+    while let Ok(Some(delivery)) = queue.claim(&lanes).await {
         let offer = decode_offer(delivery.payload()).unwrap();
         let worker = WorkerId(format!("slot{slot}.{life}"));
         let mut rng = row_rng(
@@ -227,13 +229,14 @@ async fn worker(
         );
         life += 1;
         let say = |outcome| {
-            queue.report(encode_report(&TaskReport {
+            let report = encode_report(&TaskReport {
                 run: offer.run.clone(),
                 task: offer.task,
                 attempt: offer.attempt,
                 worker: worker.clone(),
                 outcome,
-            }))
+            });
+            queue.report(&offer.run, report)
         };
         let _ = say(Outcome::Started).await;
         if temper.gate.wait_for(|open| *open).await.is_err() {

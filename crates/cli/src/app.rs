@@ -2,6 +2,7 @@
 
 use crate::{
     args::{Cli, Command, Global, PipelineArgs},
+    cluster,
     console::{Console, LogWriter},
     data, doctor, explain,
     failure::{DONE, Failure},
@@ -64,6 +65,21 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         }
         Command::Data { action } => data::act(&place.sources, Role::Data, &action, console),
         Command::Models { action } => data::act(&place.sources, Role::Model, &action, console),
+        Command::Coordinator { config } => runtime()?.block_on(cluster::coordinator(&config, console)),
+        Command::Worker { config } => runtime()?.block_on(cluster::worker(&place, &config, console)),
+        Command::Submit(args) => runtime()?.block_on(cluster::submit(&place, &args, console)),
+        Command::Status(args) => runtime()?.block_on(cluster::status(&args.coordinator, console)),
+        Command::Watch { run, json, cluster: args } => {
+            runtime()?.block_on(cluster::watch(&args.coordinator, &run, json, console))
+        }
+        Command::Cancel { run, cluster: args } => {
+            runtime()?.block_on(cluster::cancel(&args.coordinator, &run, console))
+        }
+        Command::Retry { run, cluster: args } => runtime()?.block_on(cluster::retry(&args.coordinator, &run, console)),
+        Command::Workers(args) => runtime()?.block_on(cluster::workers(&args.coordinator, console)),
+        Command::Drain { worker, cluster: args } => {
+            runtime()?.block_on(cluster::drain(&args.coordinator, &worker, console))
+        }
         Command::Doctor => doctor::examine(&place.home, &place.sources, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -106,6 +106,59 @@ pub enum Command {
     },
     /// Check this machine: say what is missing, and the command that fixes it
     Doctor,
+    /// Run a coordinator of a cluster, until it is told to stop
+    Coordinator {
+        /// Its TOML file
+        #[arg(long, value_name = "FILE", default_value = "coordinator.toml")]
+        config: PathBuf,
+    },
+    /// Run a worker of a cluster; told to stop, it ends what it has begun first
+    Worker {
+        /// Its TOML file
+        #[arg(long, value_name = "FILE", default_value = "worker.toml")]
+        config: PathBuf,
+    },
+    /// Hand a pipeline to a cluster; an unfinished run of the same plan goes on
+    Submit(SubmitArgs),
+    /// List a cluster's runs
+    Status(ClusterArgs),
+    /// Show a cluster's run until it ends, and end as it does
+    Watch {
+        /// The run: an id, the beginning of one, or `last`
+        run: String,
+        /// Print events as JSON, one a line
+        #[arg(long)]
+        json: bool,
+        /// The cluster
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Ask a cluster's run to stop: running tasks end, nothing new begins
+    Cancel {
+        /// The run: an id, the beginning of one, or `last`
+        run: String,
+        /// The cluster
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Go on with a cluster's run that failed or was cancelled
+    Retry {
+        /// The run: an id, the beginning of one, or `last`
+        run: String,
+        /// The cluster
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// List a cluster's workers
+    Workers(ClusterArgs),
+    /// Ask a worker to take no further task
+    Drain {
+        /// Its name, as `workers` lists it
+        worker: String,
+        /// The cluster
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -146,6 +199,40 @@ pub struct RunArgs {
     pub json: bool,
 }
 
+/// Which cluster.
+#[derive(Clone, Debug, Args)]
+pub struct ClusterArgs {
+    /// Addresses of its coordinators, separated by commas; whichever leads is asked
+    #[arg(long, env = "RALLREC_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    pub coordinator: String,
+}
+
+/// Arguments of `submit`.
+#[derive(Clone, Debug, Args)]
+pub struct SubmitArgs {
+    /// The pipeline and its overrides.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Show the run until it ends, and end as it does
+    #[arg(long)]
+    pub wait: bool,
+    /// With --wait, print events as JSON, one a line
+    #[arg(long)]
+    pub json: bool,
+    /// Begin a new run even if one of the same plan is active
+    #[arg(long)]
+    pub new: bool,
+    /// Runs of a higher priority get slots first
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    pub priority: i32,
+    /// Share of the slots among runs of one priority
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub weight: u32,
+    /// The cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
 /// What to do with sources.
 #[derive(Debug, Subcommand)]
 pub enum SourceAction {
@@ -157,7 +244,7 @@ pub enum SourceAction {
     },
     /// Pull one, check it against its pinned SHA-256, and keep it under HOME/sources
     Pull {
-        /// Its name
+        /// Its name in the catalogue; for a model also hf:OWNER/REPO[@REVISION][/FILE] or s3://BUCKET/PATH
         name: String,
         /// Take the files from here: a folder, a .zip, a .tar.gz or .tar.xz, or the one file itself
         #[arg(long, value_name = "PATH")]

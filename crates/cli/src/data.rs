@@ -5,7 +5,7 @@ use crate::{
     console::{Console, Mark, bytes, columns},
     failure::Failure,
     pull_view::PullView,
-    sources::{Role, SourceError, Sources},
+    sources::{Role, SourceError, Sources, is_remote},
 };
 
 /// Does what `data …` or `models …` asks.
@@ -16,10 +16,13 @@ pub fn act(sources: &Sources, role: Role, action: &SourceAction, console: &Conso
     match action {
         SourceAction::List { verify } => list(sources, role, *verify, console),
         SourceAction::Pull { name, from, verify } => {
-            let right_role = if name.starts_with("hf:") { Role::Model } else { sources.entry(name)?.role };
+            let right_role = if is_remote(name) { Role::Model } else { sources.entry(name)?.role };
             if right_role != role {
                 let right = right_role.command();
                 return Err(Failure::Invalid(format!("`{name}` is pulled with: rallrec {right} pull {name}")));
+            }
+            if from.is_some() {
+                sources.takes_from(name)?;
             }
             if let Some(record) = sources.pulled(name, *verify)? {
                 let checked = if *verify { "its SHA-256 sums are right" } else { "--verify hashes it again" };

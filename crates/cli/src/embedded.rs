@@ -4,26 +4,34 @@ use crate::{clock, console::Console, failure::Failure, history, run_view::RunVie
 use rallrec_coordinator::{Control, Driver, DriverError, Notice, RunEnd, Settings, SystemClock};
 use rallrec_core::{
     ids::{RunId, WorkerId},
+    lane::Lane,
     plan::Plan,
     run::Event,
     task::Outcome,
 };
-use rallrec_queue::{MemoryQueue, QueueError, TaskQueue};
+use rallrec_queue::{MemoryQueue, QueueError};
 use rallrec_stages::{Cancel, Device, ModelCache};
-use rallrec_store::{RunJournal, Store};
-use rallrec_worker::Worker;
+use rallrec_store::{Records, Store};
+use rallrec_worker::{Board, SourcePaths, Worker};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 /// Pool that all tasks run in here: whatever pools a pipeline names, this machine is all of them.
 pub const POOL: &str = "local";
 
 /// Words to the driver that may wait: only the one that cancels is ever sent.
 const CONTROL_BOUND: usize = 4;
+
+/// Least time between two progress reports of a task: often enough for a person.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// One run, about to be driven.
 #[derive(Clone, Debug)]
@@ -52,21 +60,23 @@ impl Session {
     ) -> Result<RunEnd, Failure> {
         let earlier = history::events(&self.store, &self.run).await?;
         locked(view, |view| view.replay(&earlier));
-        let queue: Arc<dyn TaskQueue> = Arc::new(MemoryQueue::new(2 * self.slots as usize));
+        let queue = Arc::new(MemoryQueue::new(2 * self.slots as usize));
         let worker = Worker {
             store: self.store.clone(),
-            queue: Arc::clone(&queue),
+            queue: Arc::clone(&queue) as _,
             device,
             models: Arc::new(ModelCache::default()),
-            sources: Arc::new(places.into_iter().collect()),
+            sources: Arc::new(places.into_iter().collect::<SourcePaths>()),
             cancel: Cancel::default(),
+            board: Board::default(),
+            progress_every: PROGRESS_EVERY,
         };
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
-        let signals = tokio::spawn(obey_signals(control, console.clone()));
+        let signals = tokio::spawn(obey_signals(Signals::caught(), control, console.clone()));
+        let (_unchanged, lanes) = watch::channel(self.lanes());
         let mut slots = JoinSet::new();
         for n in 1..=self.slots {
-            let worker = worker.clone();
-            slots.spawn(async move { worker.slot(WorkerId(format!("local-{n}")), POOL).await });
+            slots.spawn(worker.clone().slot(WorkerId(format!("local-{n}")), lanes.clone()));
         }
         let driver = self.driver(Arc::clone(&queue), heard, Arc::clone(view), worker.cancel.clone());
         let driven = async {
@@ -80,7 +90,7 @@ impl Session {
             ended = driven => ended.map_err(Failure::from),
             Some(slot) = slots.join_next() => Err(slot_died(slot)),
         };
-        queue.close().await;
+        queue.close();
         // Whatever a slot still computes (after a failure, or for a run that another process took over) is thrown away
         // before the process ends.
         worker.cancel.set();
@@ -89,18 +99,29 @@ impl Session {
         ended
     }
 
+    /// Every lane of the plan, in its order.
+    fn lanes(&self) -> Vec<Lane> {
+        let mut lanes: Vec<Lane> = Vec::new();
+        for lane in self.plan.stages.iter().map(Lane::of) {
+            if !lanes.contains(&lane) {
+                lanes.push(lane);
+            }
+        }
+        lanes
+    }
+
     fn driver(
         &self,
-        queue: Arc<dyn TaskQueue>,
+        queue: Arc<MemoryQueue>,
         control: mpsc::Receiver<Control>,
         view: Arc<Mutex<RunView>>,
         cancel: Cancel,
-    ) -> Driver<Store, RunJournal> {
+    ) -> Driver<Store, Records> {
         // A run's lock keeps other processes out; the name tells our records from an earlier process's.
         let writer = format!("local-{}", clock::new_run_id());
         Driver {
             artifacts: self.store.clone(),
-            journal: RunJournal::new(self.store.clone(), self.run.clone(), writer),
+            journal: Records::of_run(self.store.clone(), &self.run, writer),
             queue,
             clock: Arc::new(SystemClock),
             settings: Settings::new([(POOL.to_owned(), self.slots)].into()),
@@ -130,43 +151,62 @@ fn show(view: &mut RunView, notice: Notice<'_>) {
             }
         }
         // The view counts from the events itself: it also shows what is inside a task.
-        Notice::View(_) => {}
+        Notice::State(_) => {}
     }
 }
 
 /// The first Ctrl-C (or SIGTERM) drains, the second ends the process at once.
-async fn obey_signals(control: mpsc::Sender<Control>, console: Console) {
-    if !signalled().await {
+async fn obey_signals(mut signals: Signals, control: mpsc::Sender<Control>, console: Console) {
+    if !signals.next().await {
         return;
     }
     console.note("stopping: running tasks end at their next look at the cancel flag; Ctrl-C again ends at once");
     // The driver may have ended meanwhile; then there is nothing to cancel.
     let _ = control.send(Control::Cancel).await;
-    if signalled().await {
+    if signals.next().await {
         console.note("ended at once; what was committed is kept");
         std::process::exit(130);
     }
 }
 
-/// Waits for a request to stop; `false` when the system offers none.
+/// Requests to stop: Ctrl-C, and SIGTERM. They are caught from the moment that this is made.
 #[cfg(unix)]
-async fn signalled() -> bool {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return false;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+pub struct Signals(Option<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)>);
+
+#[cfg(unix)]
+impl Signals {
+    /// Begins to catch them.
+    pub fn caught() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        Self(signal(SignalKind::interrupt()).ok().zip(signal(SignalKind::terminate()).ok()))
     }
-    true
+
+    /// Waits for the next one; `false` when the system offers none.
+    pub async fn next(&mut self) -> bool {
+        let Some((interrupt, terminate)) = &mut self.0 else { return false };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        true
+    }
 }
 
-/// Waits for a request to stop; `false` when the system offers none.
+/// Requests to stop: Ctrl-C.
 #[cfg(not(unix))]
-async fn signalled() -> bool {
-    tokio::signal::ctrl_c().await.is_ok()
+pub struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    /// Begins to catch them.
+    pub fn caught() -> Self {
+        Self
+    }
+
+    /// Waits for the next one; `false` when the system offers none.
+    pub async fn next(&mut self) -> bool {
+        tokio::signal::ctrl_c().await.is_ok()
+    }
 }
 
 fn slot_died(slot: Result<Result<(), QueueError>, tokio::task::JoinError>) -> Failure {

@@ -8,7 +8,7 @@ use rallrec_core::{
     run::{Event, JournalRecord, RunOutcome},
     task::FailureClass,
 };
-use rallrec_store::{RunJournal, Store};
+use rallrec_store::{Records, Store};
 
 /// Name of the plan in a run's folder.
 pub const PLAN_FILE: &str = "plan.json";
@@ -78,7 +78,7 @@ pub async fn record(store: &Store, run: &RunId) -> Result<Record, Failure> {
 /// # Errors
 /// When the store cannot be reached or a record is damaged.
 pub async fn events(store: &Store, run: &RunId) -> Result<Vec<Event>, Failure> {
-    let mut journal = RunJournal::new(store.clone(), run.clone(), "reader");
+    let mut journal = Records::of_run(store.clone(), run, "reader");
     let mut events = Vec::new();
     for bytes in journal.replay().await? {
         events.extend(JournalRecord::decode(&bytes).map_err(|e| anyhow::anyhow!("run {run}: {e}"))?.events);
@@ -97,6 +97,7 @@ impl Record {
                 self.outcome = None;
                 at
             }
+            Event::RunTakenOver { at } => at,
             Event::TaskReused { at, .. } => {
                 self.reused += 1;
                 at

@@ -7,6 +7,7 @@
 pub mod app;
 pub mod args;
 pub mod clock;
+pub mod cluster;
 pub mod console;
 pub mod data;
 pub mod doctor;

@@ -190,6 +190,7 @@ impl RunProgress {
                 None
             }
             Event::RunStarted { .. }
+            | Event::RunTakenOver { .. }
             | Event::TaskMissing { .. }
             | Event::TaskDispatched { .. }
             | Event::CancelRequested { .. }

@@ -65,7 +65,7 @@ pub async fn run(place: &Place, args: &RunArgs, console: &Console) -> Result<(),
     match ended? {
         RunEnd::Cancelled => Err(Failure::Interrupted { run: chosen.run, resume: resume_line(std::env::args()) }),
         RunEnd::Fenced => Err(Failure::Unreachable(format!("run {} was taken over by another process", chosen.run))),
-        RunEnd::Failed { errors } => Err(Failure::Stage(failed(&chosen.run, &session.plan, &errors))),
+        RunEnd::Failed { errors } => Err(Failure::Stage(failed_tasks(&chosen.run, &session.plan, &errors))),
         RunEnd::Done => {
             show_result(&session, args.json, console).await?;
             let (reused, computed) = locked(&view, |view| view.totals());
@@ -131,7 +131,8 @@ async fn unfinished(store: &Store, plan: &Plan) -> Result<Option<RunId>, Failure
 /// Most failed tasks that are named at the end; all of them were told when they failed, and are journaled.
 const FAILURES_SHOWN: usize = 5;
 
-fn failed(run: &RunId, plan: &Plan, errors: &[TaskError]) -> String {
+/// Says which tasks of a run failed, and what to do.
+pub fn failed_tasks(run: &RunId, plan: &Plan, errors: &[TaskError]) -> String {
     let tasks = if errors.len() == 1 { "a task".to_owned() } else { format!("{} tasks", errors.len()) };
     let mut lines = vec![format!("run {run}: {tasks} failed")];
     lines.extend(errors.iter().take(FAILURES_SHOWN).map(|e| format!("  {}: {}", place(plan, e.task), e.message)));

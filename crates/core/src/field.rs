@@ -76,6 +76,12 @@ macro_rules! choice {
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub enum $name { $($(#[doc = $vdoc])* #[serde(rename = $word)] $variant),* }
+        impl $name {
+            /// Its word in pipelines.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
         impl ParamValue for $name {
             fn kind() -> ValueKind { ValueKind::Choice(&[$($word),*]) }
         }

@@ -6,9 +6,11 @@
 //! network access, no clock, and knows nothing of Burn, Arrow or object stores.
 
 pub mod field;
+pub mod fleet;
 pub mod ids;
 pub mod key;
 pub mod kind;
+pub mod lane;
 pub mod models;
 pub mod params;
 pub mod plan;

@@ -26,19 +26,6 @@ choice! {
     }
 }
 
-impl Precision {
-    /// Its word in pipelines.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        }
-    }
-}
-
 choice! {
     /// What a server speaks.
     Provider {
@@ -50,13 +37,14 @@ choice! {
 params! {
     /// A model whose files are on the worker's machine.
     LocalModel {
-        /// Where it comes from: a catalogue name, `file:PATH` (a file or a folder) or `hf:OWNER/REPO[@REVISION][/FILE]`.
-        /// The SHA-256 of its content is in the key, not the name.
+        /// Where it comes from: a catalogue name, `file:PATH` (a file or a folder), `hf:OWNER/REPO[@REVISION][/FILE]` or
+        /// `s3://BUCKET/PATH`. The SHA-256 of its content is in the key, not the name.
         source: String = "", Free;
         /// SHA-256 that the content must have: of one file its own, of a folder the one that the pull tells. Without it,
-        /// an `hf:` source is taken as it is at the first pull, and what came is recorded.
+        /// an `hf:` or `s3:` source is taken as it is at the first pull, and what came is recorded.
         sha256: String = "", Free;
-        /// How the weights are kept while computing.
+        /// How the weights are kept while computing. `auto` computes as `f32` on the CPU, with the weights as they are in
+        /// the file, and in bfloat16 on CUDA.
         precision: Precision = Precision::Auto, Keyed;
     }
 }
@@ -176,9 +164,8 @@ impl PinnedModel {
                 vec![("model.digest", files.digest.clone()), ("model.precision", precision.word().to_owned())]
             }
             Self::Remote { remote, tokenizer, .. } => {
-                let Provider::OpenAi = remote.provider;
                 let mut fields = vec![
-                    ("model.provider", "openai".to_owned()),
+                    ("model.provider", remote.provider.word().to_owned()),
                     ("model.model", remote.model.clone()),
                     ("model.revision", remote.revision.clone()),
                 ];

@@ -1,32 +1,17 @@
-//! Low-rank adapters (LoRA, arXiv 2106.09685): small matrices A and B beside some of a model's projections, in PEFT's
-//! format: `adapter_config.json` and `adapter_model.safetensors`.
+//! Low-rank adapters (LoRA, arXiv 2106.09685): small matrices A and B beside some of a model's projections.
 //!
 //! A projection with an adapter computes W x + (alpha / rank) B A x. The two are never merged: one set of weights
-//! serves every adapter. How adapters are trained is [`crate::tune`]'s affair. Deliberately not read: variants that
-//! compute something else (DoRA, rank-stabilized scaling, biases, other ranks for single layers); each is refused by
-//! its name in the configuration.
+//! serves every adapter. Files are [`peft`]'s affair, products [`low_rank`]'s, and training [`crate::tune`]'s.
 
-use crate::{
-    LlmError,
-    config::ModelConfig,
-    host::matrix,
-    tune::{
-        draw,
-        rows::{Rows, narrow_product},
-    },
-};
-use burn::tensor::{DType, Device, Tensor};
+mod low_rank;
+mod peft;
+
+use crate::{LlmError, config::ModelConfig, tune::draw};
+pub(crate) use low_rank::{LowRanks, scaled_up, transposed, transposed_down};
+pub use peft::{CONFIG_FILE, WEIGHTS_FILE};
 use rallrec_core::rng::row_rng;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde_json::{Value, json};
-use std::{collections::HashMap, fmt, fs, ops::Range, path::Path};
+use std::{fmt, ops::Range};
 
-/// Names of an adapter's two files.
-pub const CONFIG_FILE: &str = "adapter_config.json";
-/// Name of the file with the matrices.
-pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-/// Key of the base model's digest in the metadata of the weights. PEFT ignores it.
-const BASE: &str = "rallrec.base";
 /// What PEFT puts before every tensor's name.
 const PREFIX: &str = "base_model.model.model.layers.";
 
@@ -145,6 +130,24 @@ pub struct AdapterSettings {
 }
 
 impl AdapterSettings {
+    /// Refuses a size that cannot be trained.
+    ///
+    /// # Errors
+    /// [`LlmError::Argument`] that names the setting.
+    pub(crate) fn check(&self) -> Result<(), LlmError> {
+        let wrong = |what: String| Err(LlmError::Argument(what));
+        if self.rank == 0 || self.targets.is_empty() {
+            return wrong("an adapter needs a rank of 1 or more and a target module".into());
+        }
+        if !self.alpha.is_finite() {
+            return wrong(format!("the adapter's alpha is {}; it must be a finite number", self.alpha));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return wrong(format!("the adapter's dropout is {}; it must be from 0 to below 1", self.dropout));
+        }
+        Ok(())
+    }
+
     /// What the adapter's part is multiplied with.
     pub fn scale(&self) -> f32 {
         (self.alpha / self.rank as f64) as f32
@@ -154,9 +157,10 @@ impl AdapterSettings {
 /// An adapter's matrices, in 32-bit floats.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
-    pub(crate) settings: AdapterSettings,
+    settings: AdapterSettings,
     /// Digest of the model that it belongs to, if that is known.
     base: Option<String>,
+    /// By layer, then by target.
     places: Vec<Place>,
     values: Vec<f32>,
 }
@@ -197,7 +201,7 @@ impl Adapter {
     /// nothing yet. `base` is the digest of the model.
     ///
     /// # Errors
-    /// [`LlmError::Argument`] without targets, or with a rank of 0.
+    /// [`LlmError::Argument`] without targets, with a rank of 0, or with an impossible alpha or dropout.
     pub fn new(
         config: &ModelConfig,
         settings: AdapterSettings,
@@ -207,9 +211,7 @@ impl Adapter {
         let mut settings = settings;
         settings.targets.sort_unstable();
         settings.targets.dedup();
-        if settings.rank == 0 || settings.targets.is_empty() {
-            return Err(LlmError::Argument("an adapter needs a rank of 1 or more and a target module".into()));
-        }
+        settings.check()?;
         let shapes = (0..config.layers).flat_map(|layer| {
             settings.targets.iter().map(move |&target| (layer, target, target.shape(config).0, target.shape(config).1))
         });
@@ -264,6 +266,12 @@ impl Adapter {
         Err(LlmError::Argument(what))
     }
 
+    /// The same adapter, to be trained without dropout.
+    pub(crate) fn without_dropout(&self) -> Self {
+        let settings = AdapterSettings { dropout: 0.0, ..self.settings.clone() };
+        Self { settings, ..self.clone() }
+    }
+
     /// Fails unless its matrices fit a model.
     ///
     /// # Errors
@@ -283,7 +291,7 @@ impl Adapter {
                 return Err(wrong("B", [place.outputs, rank], [outputs, rank]));
             }
         }
-        let layers = self.places.iter().map(|place| place.layer + 1).max().unwrap_or(0);
+        let layers = self.places.last().map_or(0, |place| place.layer + 1);
         if layers != config.layers {
             let what =
                 format!("it has {layers} layers, but this model has {}: it was made for another model", config.layers);
@@ -291,246 +299,8 @@ impl Adapter {
         }
         Ok(())
     }
-
-    /// Its two files: the configuration as text, and the weights.
-    ///
-    /// # Errors
-    /// [`LlmError::Adapter`] when the weights cannot be laid out, which means a bug.
-    pub fn to_files(&self) -> Result<(String, Vec<u8>), LlmError> {
-        let AdapterSettings { rank, alpha, dropout, targets } = &self.settings;
-        let targets: Vec<_> = targets.iter().map(|target| target.name()).collect();
-        let config = json!({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base,
-            "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets,
-            "bias": "none", "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true,
-        });
-        let bytes: Vec<(&Place, Vec<u8>, Vec<u8>)> = self
-            .places
-            .iter()
-            .map(|place| {
-                (place, little_endian(&self.values[place.down.clone()]), little_endian(&self.values[place.up.clone()]))
-            })
-            .collect();
-        let mut views = Vec::with_capacity(2 * bytes.len());
-        for (place, down, up) in &bytes {
-            let view = |shape, bytes| TensorView::new(Dtype::F32, shape, bytes).map_err(|e| wrong(e.to_string()));
-            views.push((place.tensor("A"), view(vec![*rank, place.inputs], down)?));
-            views.push((place.tensor("B"), view(vec![place.outputs, *rank], up)?));
-        }
-        // One entry at most: a map with more would be written in any order, and the same adapter must be the same bytes.
-        let metadata = self.base.as_ref().map(|base| HashMap::from([(BASE.to_owned(), base.clone())]));
-        let weights = safetensors::serialize(views, metadata).map_err(|e| wrong(e.to_string()))?;
-        let config = serde_json::to_string_pretty(&config).map_err(|e| wrong(e.to_string()))?;
-        Ok((config, weights))
-    }
-
-    /// An adapter from its two files' content.
-    ///
-    /// # Errors
-    /// [`LlmError::Adapter`] that names the key or tensor that is missing, malformed or of a kind that is not
-    /// supported.
-    pub fn from_files(config: &str, weights: &[u8]) -> Result<Self, LlmError> {
-        let config: Value = serde_json::from_str(config).map_err(|e| wrong(format!("{CONFIG_FILE}: {e}")))?;
-        let in_file = |what: String| wrong(format!("{WEIGHTS_FILE}: {what}"));
-        let tensors = SafeTensors::deserialize(weights).map_err(|e| in_file(e.to_string()))?;
-        let (_, header) = SafeTensors::read_metadata(weights).map_err(|e| in_file(e.to_string()))?;
-        let base = header.metadata().as_ref().and_then(|metadata| metadata.get(BASE).cloned());
-        let mut settings = read_settings(&config)?;
-        let mut shapes = Vec::new();
-        for name in tensors.names() {
-            let (layer, target) = parse_name(name).ok_or_else(|| {
-                in_file(format!("tensor {name} is not supported; LoRA of q, k, v, o, gate, up and down projections is"))
-            })?;
-            shapes.push((layer, target));
-        }
-        shapes.sort_unstable();
-        shapes.dedup();
-        settings.targets = shapes.iter().map(|&(_, target)| target).collect();
-        settings.targets.sort_unstable();
-        settings.targets.dedup();
-        let layers = shapes.last().map_or(0, |(layer, _)| layer + 1);
-        let mut read = Vec::new();
-        for layer in 0..layers {
-            for &target in &settings.targets {
-                let place = Place { layer, target, inputs: 0, outputs: 0, down: 0..0, up: 0..0 };
-                let (down, [rows, inputs]) = read_tensor(&tensors, &place.tensor("A"))?;
-                let (up, [outputs, columns]) = read_tensor(&tensors, &place.tensor("B"))?;
-                let rank = settings.rank;
-                if rows != rank || columns != rank {
-                    let what = format!(
-                        "{} is [{rows}, {inputs}] and {} is [{outputs}, {columns}], but r in {CONFIG_FILE} is {rank}",
-                        place.tensor("A"),
-                        place.tensor("B")
-                    );
-                    return Err(in_file(what));
-                }
-                read.push(((layer, target, inputs, outputs), down, up));
-            }
-        }
-        if read.is_empty() {
-            return Err(in_file("it has no tensors".into()));
-        }
-        let (places, _) = places(settings.rank, read.iter().map(|(shape, ..)| *shape));
-        let values = read.into_iter().flat_map(|(_, down, up)| down.into_iter().chain(up)).collect();
-        Ok(Self { settings, base, places, values })
-    }
-
-    /// Reads an adapter's folder.
-    ///
-    /// # Errors
-    /// [`LlmError::Read`] when a file cannot be read; as [`Self::from_files`].
-    pub fn read(folder: &Path) -> Result<Self, LlmError> {
-        let read = |name: &str| {
-            let path = folder.join(name);
-            fs::read(&path).map_err(|source| LlmError::Read { path, source })
-        };
-        let config = read(CONFIG_FILE)?;
-        let at = |error| match error {
-            LlmError::Adapter(what) => LlmError::File { path: folder.into(), what },
-            other => other,
-        };
-        Self::from_files(&String::from_utf8_lossy(&config), &read(WEIGHTS_FILE)?).map_err(at)
-    }
 }
 
 fn wrong(what: String) -> LlmError {
     LlmError::Adapter(what)
-}
-
-fn little_endian(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// Rank, alpha and dropout; targets are told by the tensors that are there.
-fn read_settings(config: &Value) -> Result<AdapterSettings, LlmError> {
-    let refuse = |key: &str, what: &str| wrong(format!("{CONFIG_FILE}: {key} {what}"));
-    if config["peft_type"] != "LORA" {
-        return Err(refuse("peft_type", &format!("{} is not supported; \"LORA\" is", config["peft_type"])));
-    }
-    let set = |key: &str| {
-        !matches!(&config[key], Value::Null | Value::Bool(false))
-            && config[key].as_object().is_none_or(|o| !o.is_empty())
-            && config[key].as_array().is_none_or(|a| !a.is_empty())
-    };
-    for key in
-        ["use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias"]
-    {
-        if set(key) {
-            return Err(refuse(key, "is set, which is not supported; train the adapter without it"));
-        }
-    }
-    if !matches!(config["bias"].as_str(), None | Some("none")) {
-        return Err(refuse("bias", &format!("{} is not supported; \"none\" is", config["bias"])));
-    }
-    let rank = config["r"].as_u64().filter(|&rank| rank > 0);
-    let rank = rank.ok_or_else(|| refuse("r", "is not a rank of 1 or more"))? as usize;
-    let alpha = config["lora_alpha"].as_f64().ok_or_else(|| refuse("lora_alpha", "is not a number"))?;
-    let dropout = config["lora_dropout"].as_f64().unwrap_or(0.0);
-    Ok(AdapterSettings { rank, alpha, dropout, targets: Vec::new() })
-}
-
-fn parse_name(name: &str) -> Option<(usize, Target)> {
-    let (layer, rest) = name.strip_prefix(PREFIX)?.split_once('.')?;
-    let (module, rest) = rest.split_once('.')?;
-    let (target, matrix) = rest.split_once('.')?;
-    let target = Target::of_name(target).filter(|target| target.module() == module)?;
-    matches!(matrix, "lora_A.weight" | "lora_B.weight").then_some((layer.parse().ok()?, target))
-}
-
-fn read_tensor(tensors: &SafeTensors<'_>, name: &str) -> Result<(Vec<f32>, [usize; 2]), LlmError> {
-    let in_file = |what: String| wrong(format!("{WEIGHTS_FILE}: tensor {name} {what}"));
-    let tensor = tensors.tensor(name).map_err(|_| in_file("is missing".into()))?;
-    let &[rows, columns] = tensor.shape() else {
-        return Err(in_file(format!("is {:?}, not a matrix", tensor.shape())));
-    };
-    let halves = || tensor.data().chunks_exact(2).map(|b| [b[0], b[1]]);
-    let values: Vec<f32> = match tensor.dtype() {
-        Dtype::F32 => tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-        Dtype::BF16 => halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-        other => return Err(in_file(format!("is stored as {other:?}; F32, F16 and BF16 are supported"))),
-    };
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        return Err(in_file(format!("has {} at position {at}; train the adapter again", values[at])));
-    }
-    Ok((values, [rows, columns]))
-}
-
-/// An adapter on a device, ready to add to a block's products.
-pub(crate) struct LowRanks {
-    layers: Vec<[Option<LowRank>; 4]>,
-}
-
-/// What an adapter adds to one product.
-struct LowRank {
-    /// A of its targets beside one another, \[inputs, targets * rank\].
-    down: Tensor<2>,
-    /// Scaled B of each target in its columns, zeros elsewhere, \[targets * rank, outputs\].
-    up: Tensor<2>,
-}
-
-impl LowRanks {
-    pub(crate) fn new(adapter: &Adapter, config: &ModelConfig, device: &Device) -> Self {
-        let layers = (0..config.layers).map(|layer| {
-            Product::ALL.map(|product| {
-                let places: Vec<&Place> = adapter
-                    .places
-                    .iter()
-                    .filter(|p| p.layer == layer && product.targets().contains(&p.target))
-                    .collect();
-                let inputs = places.first()?.inputs;
-                Some(LowRank {
-                    down: matrix(transposed_down(adapter, &places), inputs, device),
-                    up: matrix(
-                        scaled_up(adapter, product, &places, config),
-                        places.len() * adapter.settings.rank,
-                        device,
-                    ),
-                })
-            })
-        });
-        Self { layers: layers.collect() }
-    }
-
-    /// `y`, which is a product of `x`, with the adapter's part.
-    pub(crate) fn add(&self, layer: usize, product: Product, x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
-        let low = self.layers.get(layer).and_then(|products| products[product as usize].as_ref());
-        let Some(low) = low else { return y };
-        let (device, [rows, _]) = (y.device(), x.dims());
-        // One row alone would take another kernel on the CPU, with another order of summation.
-        let x = if rows == 1 { Tensor::cat(vec![x.clone(), x], 0) } else { x };
-        // The adapter is in 32 bits everywhere; on CUDA activations are narrower.
-        let x = if x.dtype() == DType::F32 { x } else { x.cast(DType::F32) };
-        let added = narrow_product(x, low.down.clone()).matmul(low.up.clone());
-        let added = if y.dtype() == DType::F32 { added } else { added.cast(y.dtype()) };
-        let outputs = added.dims()[1];
-        Rows::of(y).add(added.slice([0..rows, 0..outputs])).into_tensor(&device)
-    }
-}
-
-/// Transposed A of some projections with the same inputs, beside one another: \[inputs, targets * rank\].
-pub(crate) fn transposed_down(adapter: &Adapter, places: &[&Place]) -> Vec<f32> {
-    let below: Vec<f32> = places.iter().flat_map(|place| &adapter.values[place.down.clone()]).copied().collect();
-    transposed(&below, places.first().map_or(1, |place| place.inputs))
-}
-
-/// Transposed and scaled B of some projections of one product, each in its own rows and columns:
-/// \[targets * rank, outputs of the product\].
-pub(crate) fn scaled_up(adapter: &Adapter, product: Product, places: &[&Place], config: &ModelConfig) -> Vec<f32> {
-    let (rank, scale, width) = (adapter.settings.rank, adapter.settings.scale(), product.width(config));
-    let mut out = vec![0.0; places.len() * rank * width];
-    for (number, place) in places.iter().enumerate() {
-        let first = product.columns(place.target, config).start;
-        for (output, row) in adapter.values[place.up.clone()].chunks_exact(rank).enumerate() {
-            for (r, &value) in row.iter().enumerate() {
-                out[(number * rank + r) * width + first + output] = value * scale;
-            }
-        }
-    }
-    out
-}
-
-/// Rows of `width` numbers as columns.
-pub(crate) fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
-    (0..width).flat_map(|column| rows.iter().skip(column).step_by(width).copied()).collect()
 }

@@ -6,12 +6,11 @@
 
 use crate::{
     LlmError,
-    chat::ChatTemplate,
     config::ModelConfig,
     folder,
     gguf::GgufFile,
     quants::{Format, dequantize},
-    tokenizer::TextTokenizer,
+    text::ModelText,
 };
 use rayon::prelude::*;
 use std::{borrow::Cow, path::Path};
@@ -119,11 +118,18 @@ impl<'a> Stored<'a> {
     }
 }
 
+/// A tensor's shape as a matrix's: all its dimensions but the last one are rows. A shape that a file claims may have more
+/// rows than there are numbers, beside a dimension of 0: such a tensor has none.
+pub(crate) fn rows_and_columns(shape: &[usize]) -> (usize, usize) {
+    let (columns, rows) = shape.split_last().unwrap_or((&1, &[]));
+    let rows = if shape.contains(&0) { 0 } else { rows.iter().product() };
+    (rows, *columns)
+}
+
 /// What a model's files hold.
 pub(crate) struct ModelFiles {
     pub(crate) weights: Box<dyn Checkpoint>,
-    pub(crate) tokenizer: TextTokenizer,
-    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) text: ModelText,
     pub(crate) defaults: SamplingDefaults,
 }
 
@@ -145,13 +151,9 @@ impl ModelFiles {
             return folder::open(path);
         }
         let file = GgufFile::open(path)?;
-        let tokenizer = TextTokenizer::from_gguf(&file)?;
-        let template = match file.text("tokenizer.chat_template")? {
-            Some(source) => Some(ChatTemplate::of_tokenizer(source, &tokenizer)?),
-            None => None,
-        };
+        let text = ModelText::of_gguf(&file)?;
         let weights = Box::new(GgufCheckpoint::new(file)?);
-        Ok(Self { weights, tokenizer, template, defaults: SamplingDefaults::default() })
+        Ok(Self { weights, text, defaults: SamplingDefaults::default() })
     }
 }
 
@@ -247,12 +249,12 @@ impl Checkpoint for GgufCheckpoint {
     fn tensor(&self, name: &str) -> Option<Stored<'_>> {
         let own = self.own_name(name);
         let info = self.file.tensor(&own)?;
-        let columns = info.shape.last().copied().unwrap_or(1);
+        let (rows, columns) = rows_and_columns(&info.shape);
         let rotated = name.contains(".self_attn.q_proj.") || name.contains(".self_attn.k_proj.");
         Some(Stored {
             format: info.format,
             bytes: self.file.bytes(info),
-            rows: info.shape.iter().rev().skip(1).product(),
+            rows,
             columns,
             interleaved: (self.interleaved && rotated).then_some(self.config.head_width),
         })
@@ -282,6 +284,15 @@ mod tests {
             assert_eq!(renamed(gguf, |(hf, gguf)| (gguf, hf)).as_deref(), Some(hf));
         }
         assert_eq!(renamed("model.layers.x.mlp.down_proj.weight", |pair| pair), None);
+    }
+
+    #[test]
+    fn a_shape_is_that_of_a_matrix() {
+        assert_eq!(rows_and_columns(&[5, 3, 2]), (15, 2));
+        assert_eq!((rows_and_columns(&[7]), rows_and_columns(&[])), ((1, 7), (1, 1)));
+        // The product of these dimensions alone overflows.
+        assert_eq!(rows_and_columns(&[0, 1 << 40, 1 << 40, 32]), (0, 32));
+        assert_eq!(rows_and_columns(&[1 << 40, 1 << 40, 0]), (0, 0));
     }
 
     #[test]

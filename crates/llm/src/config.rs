@@ -5,8 +5,10 @@
 
 use crate::{LlmError, gguf::GgufFile, host::PAGE_LANES};
 
-/// Longest context: a table of the rotary embedding's angles is made for all of it.
+/// Longest context.
 const MAX_CONTEXT: usize = 1 << 21;
+/// Most numbers of the rotary embedding's table over the whole context: 1 GiB on a device, which keeps all of it.
+const MAX_ANGLES: usize = 1 << 28;
 /// Largest of the other sizes: a damaged file must not set aside all memory.
 const MAX_SIZE: usize = 1 << 24;
 
@@ -129,13 +131,20 @@ impl ModelConfig {
             return Err(format!("a context of {} tokens is more than {MAX_CONTEXT}", self.context));
         }
         let sizes = [self.vocabulary, self.hidden, self.feed_forward, self.layers, self.heads, self.head_width];
-        if let Some(size) = sizes.into_iter().find(|&size| size > MAX_SIZE) {
-            return Err(format!("a size of {size} is more than {MAX_SIZE}"));
+        if let Some(size) = sizes.into_iter().find(|size| !(1..=MAX_SIZE).contains(size)) {
+            return Err(format!("a size of {size} is not from 1 to {MAX_SIZE}"));
+        }
+        if self.context * self.head_width > MAX_ANGLES {
+            let (context, width) = (self.context, self.head_width);
+            return Err(format!("{context} positions of heads {width} wide have more than {MAX_ANGLES} angles"));
+        }
+        if self.sliding_window == Some(0) {
+            return Err("a sliding window of 0 tokens hides every token from itself; null is none".into());
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!("{} query heads cannot share {} key heads", self.heads, self.kv_heads));
         }
-        if !self.head_width.is_multiple_of(PAGE_LANES) || self.head_width == 0 {
+        if !self.head_width.is_multiple_of(PAGE_LANES) {
             return Err(format!("a head width of {} is not a multiple of {PAGE_LANES}", self.head_width));
         }
         if !(self.rope_base.is_finite() && self.rope_base > 0.0) {
@@ -291,5 +300,21 @@ mod tests {
         let message = config(RopeScaling::Factors(vec![0.0; 16])).check().unwrap_err();
         assert!(message.contains("not finite"), "{message}");
         assert!(config(RopeScaling::None).check().is_ok());
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let message = |change: fn(&mut ModelConfig)| {
+            let mut config = config(RopeScaling::None);
+            change(&mut config);
+            config.check().unwrap_err()
+        };
+        assert!(message(|c| c.context = 1_000_000_000_000).starts_with("a context of 1000000000000 tokens"));
+        assert!(message(|c| (c.context, c.head_width) = (1 << 21, 1 << 24)).contains("2097152 positions of heads"));
+        assert!(message(|c| c.vocabulary = 0).starts_with("a size of 0"));
+        assert!(message(|c| c.sliding_window = Some(0)).starts_with("a sliding window of 0"));
+        let mut long = config(RopeScaling::None);
+        (long.context, long.head_width) = (1 << 20, 128);
+        assert!(long.check().is_ok());
     }
 }

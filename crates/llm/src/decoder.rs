@@ -14,7 +14,7 @@ use crate::{
     config::ModelConfig,
     host::{Host, RopeTable, floats, matrix, read},
     kv::{KvPool, Sequence},
-    matrix::{Matrix, Precision},
+    matrix::{Matrix, Precision, TooLarge},
     ops::{Draw, HeadWeights, Operations, Segment, Vector},
     sampler::Drawn,
 };
@@ -70,14 +70,14 @@ impl Decoder {
         let precision =
             if *device == Device::flex() { precision } else { crate::cuda::resolve(precision, &config, device) };
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
-        type Load = fn(&[Stored<'_>], Precision, &Device) -> Matrix;
-        let tokens = |name: &str, load: Load| -> Result<Arc<Matrix>, LlmError> {
-            Ok(Arc::new(load(&[weights.matrix(name, vocabulary, hidden)?], precision, device)))
+        let tokens = |name: &str, load: LoadMatrix| -> Result<Arc<Matrix>, LlmError> {
+            let part = [(name.to_owned(), vocabulary)];
+            Ok(Arc::new(load_matrix(weights, &part, hidden, load, precision, device)?))
         };
         let load_embedding = if config.tied_head { Matrix::load } else { Matrix::load_table };
         let embedding = tokens("model.embed_tokens.weight", load_embedding)?;
         let head = if config.tied_head { embedding.clone() } else { tokens(HEAD, Matrix::load)? };
-        let rope = Arc::new(RopeTable::new(&config.rope_frequencies(), config.context));
+        let rope = Arc::new(RopeTable::new(config.rope_frequencies(), config.context));
         let ops = operations(&config, embedding.clone(), rope.clone(), device)?;
         let load = |index| Block::load(weights, index, device, precision);
         let blocks = if *device == Device::flex() {
@@ -236,9 +236,11 @@ impl Block {
         let (hidden, feed) = (config.hidden, config.feed_forward);
         let (query, kv) = (config.query_width(), config.kv_width());
         let name = |part: &str| format!("model.layers.{index}.{part}");
-        let stored = |module: &str, rows, inputs| weights.matrix(&name(&format!("{module}.weight")), rows, inputs);
         let vector = |part: &str, length| weights.vector(&name(part), length);
-        let matrix = |parts: &[Stored<'_>]| Matrix::load(parts, precision, device);
+        let matrix = |modules: &[(&str, usize)], inputs| {
+            let parts = modules.iter().map(|(module, outputs)| (name(&format!("{module}.weight")), *outputs));
+            load_matrix(weights, &parts.collect::<Vec<_>>(), inputs, Matrix::load, precision, device)
+        };
         let bias = if config.qkv_bias {
             let parts = [("q", query), ("k", kv), ("v", kv)];
             let parts = parts.map(|(part, length)| vector(&format!("self_attn.{part}_proj.bias"), length));
@@ -249,22 +251,38 @@ impl Block {
         let norm = |part: &str| if config.qk_norm { vector(part, config.head_width) } else { Ok(Vec::new()) };
         Ok(Self {
             attention_norm: Vector::new(vector("input_layernorm.weight", hidden)?, device),
-            qkv: matrix(&[
-                stored("self_attn.q_proj", query, hidden)?,
-                stored("self_attn.k_proj", kv, hidden)?,
-                stored("self_attn.v_proj", kv, hidden)?,
-            ]),
+            qkv: matrix(&[("self_attn.q_proj", query), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)], hidden)?,
             heads: HeadWeights {
                 bias: Vector::new(bias, device),
                 query_norm: Vector::new(norm("self_attn.q_norm.weight")?, device),
                 key_norm: Vector::new(norm("self_attn.k_norm.weight")?, device),
             },
-            output: matrix(&[stored("self_attn.o_proj", hidden, query)?]),
+            output: matrix(&[("self_attn.o_proj", hidden)], query)?,
             feed_norm: Vector::new(vector("post_attention_layernorm.weight", hidden)?, device),
-            gate_up: matrix(&[stored("mlp.gate_proj", feed, hidden)?, stored("mlp.up_proj", feed, hidden)?]),
-            down: matrix(&[stored("mlp.down_proj", hidden, feed)?]),
+            gate_up: matrix(&[("mlp.gate_proj", feed), ("mlp.up_proj", feed)], hidden)?,
+            down: matrix(&[("mlp.down_proj", hidden)], feed)?,
         })
     }
+}
+
+/// [`Matrix::load`] or [`Matrix::load_table`].
+type LoadMatrix = fn(&[Stored<'_>], Precision, &Device) -> Result<Matrix, TooLarge>;
+
+/// Matrices with the same inputs beside one another, each given by its name and its outputs.
+fn load_matrix(
+    weights: &dyn Checkpoint,
+    parts: &[(String, usize)],
+    inputs: usize,
+    load: LoadMatrix,
+    precision: Precision,
+    device: &Device,
+) -> Result<Matrix, LlmError> {
+    let stored = parts.iter().map(|(name, outputs)| weights.matrix(name, *outputs, inputs));
+    load(&stored.collect::<Result<Vec<_>, _>>()?, precision, device).map_err(|TooLarge { part }| {
+        let limit = if precision == Precision::F16 { "f16, which ends at 65,504" } else { "bf16" };
+        weights
+            .error(&parts[part].0, &format!("has weights too large for {limit}; take the precision auto, f32 or int8"))
+    })
 }
 
 /// The operations on a device.

@@ -41,12 +41,14 @@ pub enum LlmError {
     /// A saved state of a training cannot be continued. Begin again.
     #[error("saved state of a training: {0}")]
     State(String),
-    /// The loss or its gradients are not numbers any more.
-    #[error("the loss became {loss} or its gradients infinite in step {step} of tuning; lower learning_rate")]
+    /// The loss, its gradients or the adapter are not numbers any more.
+    #[error(
+        "the loss became {loss}, or its gradients or the adapter infinite, in step {step} of tuning; lower learning_rate"
+    )]
     Diverged {
         /// The step, from 1.
         step: u64,
-        /// Its loss.
+        /// Its mean loss, or that of a sample which is not finite.
         loss: f64,
     },
     /// An argument that makes no sense, such as a temperature below 0.

@@ -6,9 +6,10 @@
 use crate::{
     LlmError,
     chat::ChatTemplate,
-    checkpoint::{Checkpoint, HEAD, ModelFiles, NOT_USED, SamplingDefaults, Stored, is_used},
+    checkpoint::{Checkpoint, HEAD, ModelFiles, NOT_USED, SamplingDefaults, Stored, is_used, rows_and_columns},
     config::{ModelConfig, RopeScaling},
     shards::Shards,
+    text::ModelText,
     tokenizer::{Marks, TextTokenizer},
 };
 use serde_json::{Map, Value};
@@ -19,6 +20,7 @@ use std::{
 use tokenizers::Tokenizer;
 
 const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
 
 /// Opens a folder.
 pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LlmError> {
@@ -36,13 +38,8 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LlmError> {
             });
         }
     }
-    let generation = Json::read(folder.join("generation_config.json"))?;
-    let tokenizer_config = Json::read(folder.join("tokenizer_config.json"))?;
-    let tokenizer = open_tokenizer(folder, &json, generation.as_ref(), tokenizer_config.as_ref())?;
-    let template = match template_source(folder, tokenizer_config.as_ref())? {
-        Some(source) => Some(ChatTemplate::of_tokenizer(&source, &tokenizer)?),
-        None => None,
-    };
+    let generation = Json::read(folder.join(GENERATION))?;
+    let text = read_text(folder, Some(&json), generation.as_ref())?;
     let defaults = match &generation {
         Some(generation) => SamplingDefaults {
             temperature: generation.number("temperature")?.map(|number| number as f32),
@@ -51,7 +48,24 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LlmError> {
         },
         None => SamplingDefaults::default(),
     };
-    Ok(ModelFiles { weights: Box::new(FolderCheckpoint { config, shards }), tokenizer, template, defaults })
+    Ok(ModelFiles { weights: Box::new(FolderCheckpoint { config, shards }), text, defaults })
+}
+
+/// Opens a folder's tokenizer and chat template. Neither weights nor `config.json` need be there.
+pub(crate) fn open_text(folder: &Path) -> Result<ModelText, LlmError> {
+    let (config, generation) = (Json::read(folder.join(CONFIG))?, Json::read(folder.join(GENERATION))?);
+    read_text(folder, config.as_ref(), generation.as_ref())
+}
+
+fn read_text(folder: &Path, config: Option<&Json>, generation: Option<&Json>) -> Result<ModelText, LlmError> {
+    let settings = Json::read(folder.join("tokenizer_config.json"))?;
+    let tokenizer = open_tokenizer(folder, config, generation, settings.as_ref())?;
+    let template = match template_source(folder, settings.as_ref())? {
+        Some(source) => Some(ChatTemplate::of_tokenizer(&source, &tokenizer)?),
+        None => None,
+    };
+    let context = config.map(|config| config.count("max_position_embeddings")).transpose()?.flatten();
+    Ok(ModelText { tokenizer, template, context })
 }
 
 struct FolderCheckpoint {
@@ -67,8 +81,7 @@ impl Checkpoint for FolderCheckpoint {
     fn tensor(&self, name: &str) -> Option<Stored<'_>> {
         // Some files keep a copy of the tied head; the embedding is what counts.
         let (tensor, bytes) = self.shards.get(name).filter(|_| name != HEAD || !self.config.tied_head)?;
-        let columns = tensor.shape.last().copied().unwrap_or(1);
-        let rows = tensor.shape.iter().rev().skip(1).product();
+        let (rows, columns) = rows_and_columns(&tensor.shape);
         Some(Stored { format: tensor.format, bytes, rows, columns, interleaved: None })
     }
 
@@ -288,7 +301,7 @@ fn read_window(json: &Json, kind: &str, layers: usize) -> Result<Option<usize>, 
 
 fn open_tokenizer(
     folder: &Path,
-    config: &Json,
+    config: Option<&Json>,
     generation: Option<&Json>,
     settings: Option<&Json>,
 ) -> Result<TextTokenizer, LlmError> {
@@ -307,14 +320,15 @@ fn open_tokenizer(
         let unknown = || settings.error(format!("key {key}: token {text:?} is not in tokenizer.json"));
         tokenizer.token_to_id(text).map(Some).ok_or_else(unknown)
     };
+    let ids = |json: Option<&Json>, key: &str| json.map_or_else(|| Ok(Vec::new()), |json| json.ids(key));
     let begin = match special("bos_token")? {
         Some(begin) => Some(begin),
-        None if settings.is_none() => config.ids("bos_token_id")?.first().copied(),
+        None if settings.is_none() => ids(config, "bos_token_id")?.first().copied(),
         None => None,
     };
     let mut ends: Vec<u32> = special("eos_token")?.into_iter().collect();
-    let listed = generation.map(|generation| generation.ids("eos_token_id")).transpose()?.unwrap_or_default();
-    ends.extend(if listed.is_empty() { config.ids("eos_token_id")? } else { listed });
+    let listed = ids(generation, "eos_token_id")?;
+    ends.extend(if listed.is_empty() { ids(config, "eos_token_id")? } else { listed });
     let add_begin = match settings.map(|settings| settings.flag("add_bos_token")).transpose()?.flatten() {
         Some(add) => add,
         None => {

@@ -23,7 +23,7 @@ use crate::{
     stopping::{StopSearch, cut},
     tokenizer::TextTokenizer,
 };
-use rand_chacha::{ChaCha8Rng, rand_core::Rng};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::{collections::VecDeque, time::Instant};
 
@@ -202,12 +202,11 @@ impl<'a> Engine<'a> {
         let errors: Vec<_> =
             prompts.iter().enumerate().map(|(row, prompt)| check_prompt(decoder, row, prompt).err()).collect();
         let good = (0..prompts.len()).filter(|&row| errors[row].is_none() && !unbegun[row].is_empty());
-        let pool = decoder.pool();
-        let bytes = slots.kv_bytes.unwrap_or_else(|| decoder.default_bytes());
+        let (pool, bytes) = (decoder.pool(), decoder.default_bytes());
         Self {
             batch_size: slots.samples,
-            max_pages: memory::pages_that_fit(&pool, bytes),
-            prefill_tokens: memory::tokens_that_fit(&decoder.config, PREFILL_TOKENS, decoder.default_bytes()),
+            max_pages: memory::pages_that_fit(&pool, slots.kv_bytes.unwrap_or(bytes)),
+            prefill_tokens: memory::tokens_that_fit(&decoder.config, PREFILL_TOKENS, bytes),
             tree: PrefixTree::new(&prompts, good.collect()),
             decoder,
             rules,
@@ -454,8 +453,7 @@ impl Slot {
     /// What the device needs to draw the next token: the same number as [`Sampler::draw`] would draw.
     fn device_draw(&mut self, sampling: &Sampling) -> Draw {
         let Sampling { temperature, top_k, top_p, min_p, .. } = *sampling;
-        let greedy = !(1.0 / temperature).is_finite();
-        let uniform = if greedy { 0.0 } else { (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 };
+        let uniform = sampling.uniform(&mut self.rng).unwrap_or(0.0);
         Draw { temperature, top_k, top_p, min_p, uniform }
     }
 

@@ -6,12 +6,12 @@
 
 use crate::{
     LlmError,
+    map::map,
     quants::{Format, dequantize},
 };
 use memmap2::Mmap;
 use std::{
     collections::BTreeMap,
-    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -63,12 +63,7 @@ impl GgufFile {
     /// # Errors
     /// [`LlmError::Read`] when it cannot be opened, [`LlmError::File`] when it is cut or malformed.
     pub fn open(path: &Path) -> Result<Self, LlmError> {
-        let read = |source| LlmError::Read { path: path.into(), source };
-        let file = File::open(path).map_err(read)?;
-        // SAFETY: the map is read-only and private to this struct. Model files are pulled once and never changed in
-        // place; a file that another program truncates meanwhile ends this process, as for every mapped file.
-        #[expect(unsafe_code, reason = "a memory map: weights are read in place")]
-        let bytes = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let bytes = map(path)?;
         let (metadata, tensors) = parse(&bytes).map_err(|what| LlmError::File { path: path.into(), what })?;
         Ok(Self { path: path.into(), bytes, metadata, tensors })
     }

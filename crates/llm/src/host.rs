@@ -2,7 +2,8 @@
 //!
 //! Burn composes each of these from several passes over memory on one thread; here each is one pass over all threads.
 //! Every row is computed by itself, in an order of operations that the width of the CPU's vectors and the number of
-//! rows do not change: that is what makes results independent of the batch. Matrix products stay with Burn.
+//! rows do not change: that is what makes results independent of the batch. Products with weights are
+//! [`crate::matrix`]'s, and attention is [`crate::attention`]'s.
 
 use crate::{
     config::ModelConfig,
@@ -14,7 +15,7 @@ use crate::{
 };
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The operations in host memory.
 pub(crate) struct Host {
@@ -287,57 +288,64 @@ impl pulp::NullaryFnOnce for SwiGlu<'_> {
     }
 }
 
-/// Cosines and sines of the rotary position embedding: for every position, `head_width / 2` of each.
+/// Cosines and sines of the rotary position embedding. Made for some positions at a time, when one of them is first
+/// asked for: models allow contexts that are far longer than most prompts.
 pub(crate) struct RopeTable {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    half: usize,
+    /// Radians from a position to the next, \[head width / 2\].
+    frequencies: Vec<f32>,
+    /// Of [`BLOCK`] positions each: for every position its cosines, then its sines.
+    blocks: Vec<OnceLock<Vec<f32>>>,
 }
+
+/// Positions whose angles are made together.
+const BLOCK: usize = 512;
 
 impl RopeTable {
     /// Angles `position * frequency`. Computed in 32 bits, as transformers does: with long contexts the rounding of the
     /// angles is visible.
-    pub(crate) fn new(frequencies: &[f32], context: usize) -> Self {
-        let half = frequencies.len();
-        let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
-        Self { cos, sin, half }
+    pub(crate) fn new(frequencies: Vec<f32>, context: usize) -> Self {
+        Self { frequencies, blocks: (0..context.div_ceil(BLOCK)).map(|_| OnceLock::new()).collect() }
     }
 
     /// For each position its cosines, then its sines.
     #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn rows(&self, positions: usize) -> impl Iterator<Item = f32> {
-        let both = self.cos.chunks_exact(self.half).zip(self.sin.chunks_exact(self.half)).take(positions);
-        both.flat_map(|(cos, sin)| cos.iter().chain(sin).copied())
+        (0..positions).flat_map(|position| self.row(position))
+    }
+
+    fn row(&self, position: usize) -> impl Iterator<Item = f32> {
+        let angles = move || self.frequencies.iter().map(move |frequency| position as f32 * frequency);
+        angles().map(f32::cos).chain(angles().map(f32::sin))
+    }
+
+    /// Cosines and sines of a position, `head_width / 2` each.
+    pub(crate) fn angles(&self, position: usize) -> (&[f32], &[f32]) {
+        let half = self.frequencies.len();
+        let (block, at) = (position / BLOCK, position % BLOCK * 2 * half);
+        let positions = block * BLOCK..(block + 1) * BLOCK;
+        let angles = self.blocks[block].get_or_init(|| positions.flat_map(|position| self.row(position)).collect());
+        angles[at..at + 2 * half].split_at(half)
     }
 
     /// Rotates the first `heads` heads of a row in place: the pair (i, i + half) by the position's i-th angle.
     pub(crate) fn rotate(&self, row: &mut [f32], heads: usize, position: usize) {
-        let at = position * self.half;
-        let (cos, sin) = (&self.cos[at..at + self.half], &self.sin[at..at + self.half]);
-        for head in row.chunks_exact_mut(2 * self.half).take(heads) {
-            let (low, high) = head.split_at_mut(self.half);
-            for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-            }
-        }
+        self.turn::<false>(row, heads, position);
     }
 
     /// Undoes [`Self::rotate`]: the gradient of rotated values becomes that of the values.
     pub(crate) fn rotate_back(&self, row: &mut [f32], heads: usize, position: usize) {
-        let (cos, sin) = self.angles(position..position + 1);
-        for head in row.chunks_exact_mut(2 * self.half).take(heads) {
-            let (low, high) = head.split_at_mut(self.half);
-            for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-                (*a, *b) = (*a * c + *b * s, *b * c - *a * s);
-            }
-        }
+        self.turn::<true>(row, heads, position);
     }
 
-    /// Cosines and sines of some positions, `head_width / 2` each.
-    pub(crate) fn angles(&self, positions: std::ops::Range<usize>) -> (&[f32], &[f32]) {
-        let at = positions.start * self.half..positions.end * self.half;
-        (&self.cos[at.clone()], &self.sin[at])
+    fn turn<const BACK: bool>(&self, row: &mut [f32], heads: usize, position: usize) {
+        let (cos, sin) = self.angles(position);
+        for head in row.chunks_exact_mut(2 * cos.len()).take(heads) {
+            let (low, high) = head.split_at_mut(cos.len());
+            for (((a, b), c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                let s = if BACK { -s } else { s };
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
     }
 }
 
@@ -372,10 +380,26 @@ mod tests {
 
     #[test]
     fn rope_turns_by_the_position() {
-        let table = RopeTable::new(&[1.0, 0.1], 3);
+        let table = RopeTable::new(vec![1.0, 0.1], 3);
         let mut row = [1.0, 0.0, 0.0, 1.0, 7.0, 7.0, 7.0, 7.0];
         table.rotate(&mut row, 1, 2);
         let want = [2.0_f32.cos(), -0.2_f32.sin(), 2.0_f32.sin(), 0.2_f32.cos(), 7.0, 7.0, 7.0, 7.0];
         assert!(row.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{row:?}");
+        table.rotate_back(&mut row, 1, 2);
+        let before = [1.0, 0.0, 0.0, 1.0, 7.0, 7.0, 7.0, 7.0];
+        assert!(row.iter().zip(before).all(|(a, b)| (a - b).abs() < 1e-6), "{row:?}");
+    }
+
+    #[test]
+    fn of_a_long_context_only_the_angles_that_are_asked_for_are_made() {
+        let frequencies: Vec<f32> = (0..64).map(|i| 10_000_f32.powf(-(i as f32) / 64.0)).collect();
+        let table = RopeTable::new(frequencies.clone(), 1 << 20);
+        for position in [0, BLOCK - 1, BLOCK, 3 * BLOCK + 7, (1 << 20) - 1] {
+            let (cos, sin) = table.angles(position);
+            let angles = frequencies.iter().map(|frequency| position as f32 * frequency);
+            assert!(cos.iter().zip(sin).zip(angles).all(|((c, s), angle)| (*c, *s) == (angle.cos(), angle.sin())));
+            assert!(table.rows(position + 1).skip(position * 128).eq(cos.iter().chain(sin).copied()), "{position}");
+        }
+        assert_eq!(table.blocks.iter().filter(|block| block.get().is_some()).count(), 4);
     }
 }

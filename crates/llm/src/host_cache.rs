@@ -120,7 +120,7 @@ pub(crate) mod tests {
             sliding_window: None,
             tied_head: true,
         };
-        HostCache::new(config, Arc::new(RopeTable::new(&[1.0], 1)))
+        HostCache::new(config, Arc::new(RopeTable::new(vec![1.0], 1)))
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! It knows nothing of stages, tables or stores, and it does not serve requests one by one.
 //!
 //! ```text
-//! gguf, folder -> shards    files               vocabulary, tokenizer, chat   text to tokens and back
-//!   `-> checkpoint          weights by name     sampler, stopping             logits to a token; when an answer ends
-//!         `-> config, decoder                   prefix, memory                what is shared, how much fits
-//!               |- matrix   weights, products   prefill                       embed, score
-//!               |- host     loops on the CPU    generate                      continuous batching
-//!               `- attention -> kv
+//! gguf, folder -> shards   files, mapped      vocabulary, tokenizer, chat, text   text to tokens and back
+//!   `-> checkpoint         weights by name    sampler, stopping      logits to a token; when an answer ends
+//!         `-> config, decoder                 memory, prefix, kv     how much fits; what is shared
+//!               |- matrix  weights, products  prefill                embed, score
+//!               |- adapter low-rank additions generate               continuous batching
+//!               `- ops     all between them   tune                   training of adapters
+//!                   |- host, attention, host_cache   on the CPU
+//!                   `- cuda, attention_plan          on a CUDA device
 //! ```
 
 pub mod adapter;
@@ -31,6 +33,7 @@ pub mod gguf;
 mod host;
 mod host_cache;
 mod kv;
+mod map;
 mod matrix;
 mod memory;
 pub mod model;
@@ -41,6 +44,7 @@ pub mod quants;
 pub mod sampler;
 mod shards;
 mod stopping;
+mod text;
 pub mod tokenizer;
 pub mod tune;
 mod vocabulary;
@@ -61,4 +65,5 @@ pub use matrix::Precision;
 pub use model::LanguageModel;
 pub use prefill::{Done, OnProgress, Pooling, Rows, TokenBudget};
 pub use sampler::Sampling;
+pub use text::ModelText;
 pub use tune::{StepRecord, TuneHooks, TuneProgress, TuneSample, TuneSettings, Tuned};

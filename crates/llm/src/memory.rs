@@ -43,38 +43,64 @@ fn activation_bytes(config: &ModelConfig) -> u64 {
     4 * (4 * config.hidden + attention.max(feed) + 2 * config.kv_width()) as u64
 }
 
-/// Free bytes of this machine or, where it is less, of the control group that the process is in.
+/// Free bytes of this machine or, where it is less, of the control groups that the process is in.
 fn free_bytes() -> Option<u64> {
-    let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = available(&read(Path::new("/proc/meminfo"))?)?;
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
-    let root = Path::new("/sys/fs/cgroup");
-    let limits = groups.lines().filter_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        let (controllers, path) = rest.split_once(':')?;
-        let path = path.trim_start_matches('/');
-        let (folder, limit, usage) = match controllers {
-            "" => (root.join(path), "memory.max", "memory.current"),
-            "memory" => (root.join("memory").join(path), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    Some(free_in_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(machine, |free| free.min(machine)))
+}
+
+/// The least that is free in any of the process's control groups, of version 1 or 2, up to the root: a group's limit
+/// holds for all groups below it. `None` when none of them has a limit. A container may see its own group as the root
+/// and still be told its path on the machine; what is not there has no limit.
+fn free_in_groups(groups: &str, root: &Path) -> Option<u64> {
+    let free = groups.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let (root, files) = match controllers {
+            "" => (root.to_owned(), &VERSION_2),
+            _ if controllers.split(',').any(|controller| controller == "memory") => (root.join("memory"), &VERSION_1),
             _ => return None,
         };
-        let number = |name: &str| read(&folder.join(name))?.trim().parse::<u64>().ok();
-        let cached = read(&folder.join("memory.stat")).and_then(|stat| inactive_file(&stat)).unwrap_or(0);
-        // "max" is no number: no limit.
-        Some(number(limit)?.saturating_sub(number(usage)?.saturating_sub(cached)))
+        let groups = Path::new(path.trim_start_matches('/')).ancestors();
+        groups.filter_map(|group| files.free(&root.join(group))).min()
     });
-    Some(limits.fold(machine, u64::min))
+    free.min()
+}
+
+/// Where a version of control groups says how much memory a group has.
+struct GroupFiles {
+    limit: &'static str,
+    usage: &'static str,
+    /// Of `memory.stat`: file cache of the group and those below it, which is given back when it is needed.
+    cached: &'static str,
+}
+
+const VERSION_1: GroupFiles =
+    GroupFiles { limit: "memory.limit_in_bytes", usage: "memory.usage_in_bytes", cached: "total_inactive_file " };
+const VERSION_2: GroupFiles = GroupFiles { limit: "memory.max", usage: "memory.current", cached: "inactive_file " };
+
+impl GroupFiles {
+    /// Bytes that a group may still take; `None` where it has no limit.
+    fn free(&self, group: &Path) -> Option<u64> {
+        // "max" is no number: no limit.
+        let number = |name: &str| read(&group.join(name))?.trim().parse::<u64>().ok();
+        let cached = read(&group.join("memory.stat")).and_then(|stat| self.cached(&stat)).unwrap_or(0);
+        Some(number(self.limit)?.saturating_sub(number(self.usage)?.saturating_sub(cached)))
+    }
+
+    fn cached(&self, stat: &str) -> Option<u64> {
+        stat.lines().find_map(|line| line.strip_prefix(self.cached))?.trim().parse().ok()
+    }
+}
+
+fn read(path: &Path) -> Option<String> {
+    fs::read_to_string(path).ok()
 }
 
 /// What Linux says can be taken without swapping.
 fn available(meminfo: &str) -> Option<u64> {
     let kibibytes = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(kibibytes.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-}
-
-/// Bytes of a control group that are file cache and given back when they are needed.
-fn inactive_file(stat: &str) -> Option<u64> {
-    stat.lines().find_map(|line| line.strip_prefix("inactive_file "))?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -106,8 +132,47 @@ mod tests {
         let meminfo = "MemTotal:       24602324 kB\nMemFree:        1 kB\nMemAvailable:   23 kB\n";
         assert_eq!(available(meminfo), Some(23 * 1024));
         assert_eq!(available("MemTotal: 5 kB\n"), None);
-        assert_eq!(inactive_file("anon 5\ninactive_file 8192\nfile 3\n"), Some(8192));
         assert!(default_bytes() > 0);
+    }
+
+    /// Control groups as files: of each its path, its limit, what it uses, and its `memory.stat`.
+    fn groups(files: &GroupFiles, groups: &[(&str, &str, &str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, limit, usage, stat) in groups {
+            let folder = root.path().join(path);
+            fs::create_dir_all(&folder).unwrap();
+            for (name, text) in [(files.limit, limit), (files.usage, usage), ("memory.stat", stat)] {
+                fs::write(folder.join(name), text).unwrap();
+            }
+        }
+        root
+    }
+
+    #[test]
+    fn a_group_has_what_all_groups_above_it_leave() {
+        let all = [
+            ("a", "1000\n", "700\n", "anon 5\ninactive_file 100\nfile 3\n"),
+            ("a/b", "max\n", "650\n", "inactive_file 100\n"),
+            ("a/b/c", "900\n", "300\n", ""),
+        ];
+        let two = groups(&VERSION_2, &all);
+        let free = |path: &str| free_in_groups(&format!("1:cpu:/x\n0::{path}\n"), two.path());
+        assert_eq!(free("/a/b/c"), Some(400), "the group two levels above is the fullest");
+        assert_eq!(free("/a/b"), Some(400));
+        assert_eq!(free("/"), None);
+        // A container's group is its root, whatever its path on the machine.
+        let own = groups(&VERSION_2, &[("", "1000", "990", "")]);
+        assert_eq!(free_in_groups("0::/kubepods/pod1/x\n", own.path()), Some(10));
+        let one = groups(
+            &VERSION_1,
+            &[
+                ("memory/a", "500", "450", "inactive_file 1\ntotal_inactive_file 50\n"),
+                ("memory/a/b", "9223372036854771712", "400", ""),
+            ],
+        );
+        let lines = "5:cpu,cpuacct:/a\n4:hugetlb,memory:/a/b\n";
+        assert_eq!(free_in_groups(lines, one.path()), Some(100));
+        assert_eq!(free_in_groups("", one.path()), None);
     }
 
     #[test]

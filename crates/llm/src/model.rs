@@ -13,6 +13,7 @@ use crate::{
     matrix::Precision,
     prefill::{self, OnProgress, Pooling, Rows, TokenBudget},
     sampler::Sampling,
+    text::ModelText,
     tokenizer::TextTokenizer,
 };
 use burn::tensor::Device;
@@ -45,7 +46,7 @@ impl LanguageModel {
     /// # Errors
     /// [`LlmError::Read`] or [`LlmError::File`] when the files cannot be read or are not supported.
     pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Self, LlmError> {
-        let ModelFiles { weights, tokenizer, template, defaults } = ModelFiles::open(path)?;
+        let ModelFiles { weights, text: ModelText { tokenizer, template, .. }, defaults } = ModelFiles::open(path)?;
         let decoder = Decoder::load(&*weights, device, precision)?;
         tracing::debug!(path = %path.display(), config = ?decoder.config, "language model loaded");
         Ok(Self { decoder, tokenizer: Arc::new(tokenizer), template: Arc::new(template), defaults })

@@ -1,9 +1,10 @@
 //! Whole prompts through the decoder: hidden states pooled into embeddings, and scores of answer tokens.
 //!
 //! Prompts go through in batches of tokens, without padding; beginnings that several of them share are computed once
-//! (see [`crate::prefix`]). The composition of the batches follows from the list of prompts and the memory alone, and
-//! on the CPU results do not depend on it at all (see [`crate::decoder`]). Keys and values are kept of shared
-//! beginnings only, and the head is applied to the answer tokens at each prompt's last position only.
+//! (see [`crate::prefix`]). The composition of the batches follows from the list of prompts, the budget and the memory,
+//! and on the CPU results do not depend on it at all (see [`crate::decoder`]). Keys and values of all layers are kept of
+//! shared beginnings, and of a prompt that is longer than a batch while its pieces are computed; of all else those of
+//! one layer at a time. The head is applied to the answer tokens at each prompt's last position only.
 
 use crate::{
     LlmError,

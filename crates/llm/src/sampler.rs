@@ -81,6 +81,12 @@ impl Sampling {
         }
         Ok(())
     }
+
+    /// The number from 0 to 1, without 1, that says which token is drawn: 53 random bits. `None` where nothing is drawn,
+    /// with a temperature of 0 or one so small that its reciprocal is infinite.
+    pub(crate) fn uniform(&self, rng: &mut ChaCha8Rng) -> Option<f64> {
+        (1.0 / self.temperature).is_finite().then(|| (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64)
+    }
 }
 
 /// A token and what the model thought of it.
@@ -113,8 +119,8 @@ impl Sampler {
     ///
     /// `before` are the tokens of prompt and answer, for the repetition penalty. With a temperature of 0 (or one so
     /// small that its reciprocal is infinite) it is the largest score's token, the first of equals, and nothing is
-    /// drawn. Otherwise one number of 53 bits is. Of equally probable tokens the smaller id counts as the more
-    /// probable one, also for top-k, which keeps exactly k.
+    /// drawn. Otherwise one number of 53 bits is, whatever comes of it. Of equally probable tokens the smaller id counts
+    /// as the more probable one, also for top-k, which keeps exactly k.
     pub fn draw<'a>(
         &mut self,
         logits: &[f32],
@@ -129,7 +135,7 @@ impl Sampler {
             (scores, max_score) = (&self.penalized, vectorized(Largest(&self.penalized)));
         }
         let scale = 1.0 / sampling.temperature;
-        let token = if scale.is_finite() {
+        let token = if let Some(uniform) = sampling.uniform(rng) {
             self.weights.resize(logits.len(), 0.0);
             self.sums.clear();
             let (weights, sums) = (&mut self.weights[..], &mut self.sums);
@@ -137,7 +143,6 @@ impl Sampler {
             if !total.is_finite() {
                 return None;
             }
-            let uniform = (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
             if self.filter(sampling, total) {
                 pick_kept(&self.kept, &self.weights, uniform)?
             } else {

@@ -3,12 +3,11 @@
 //! Files are mapped, not read. Every length and offset is checked before it is believed; an error names the file and
 //! the tensor. Old PyTorch pickles are deliberately not read: they can run code.
 
-use crate::{LlmError, quants::Format};
+use crate::{LlmError, map::map, quants::Format};
 use memmap2::Mmap;
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -100,12 +99,7 @@ impl Shards {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<(), LlmError> {
-        let read = |source| LlmError::Read { path: path.clone(), source };
-        let file = File::open(&path).map_err(read)?;
-        // SAFETY: the map is read-only and private to this struct. Model files are pulled once and never changed in
-        // place; a file that another program truncates meanwhile ends this process, as for every mapped file.
-        #[expect(unsafe_code, reason = "a memory map: weights are read in place")]
-        let bytes = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let bytes = map(&path)?;
         let header = parse(&bytes).map_err(|what| LlmError::File { path: path.clone(), what })?;
         for (name, (shape, format, span)) in header {
             let tensor = Tensor { shape, format, file: self.files.len(), span };

@@ -254,6 +254,32 @@ fn impossible_settings_are_refused_by_name() {
     assert!(model().generate(vec![], &good(), 0, &mut go_on).unwrap_err().to_string().starts_with("batch_size is 0"));
 }
 
+/// The tiny model's weights that make a token overflow do not fit into half precision.
+#[test]
+fn a_weight_that_the_precision_cannot_hold_is_refused_by_its_tensor() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tiny::gguf()).unwrap();
+    let load = |precision| LanguageModel::load(file.path(), &rallrec_llm::pick_device("cpu").unwrap(), precision);
+    let message = load(Precision::F16).err().unwrap().to_string();
+    assert!(message.contains(".ffn_up.weight has weights too large for f16"), "{message}");
+    assert!(message.contains(file.path().to_str().unwrap()), "{message}");
+    assert!([Precision::Auto, Precision::F32, Precision::Bf16, Precision::Int8].into_iter().all(|p| load(p).is_ok()));
+}
+
+#[test]
+fn no_prompts_and_no_samples_are_no_error() {
+    assert!(model().generate(vec![], &sampling(), 4, &mut go_on).unwrap().is_empty());
+    assert!(model().embed(&[], Pooling::Mean, 100, &mut go_on).unwrap().is_empty());
+    assert!(model().score(&[], &[1], 100, &mut go_on).unwrap().is_empty());
+    assert!(model().score(&[words(1, 5)], &[], 100, &mut go_on).unwrap()[0].as_ref().unwrap().is_empty());
+    let prompts = prompts();
+    let mut asked = requests(&prompts, &[0, 1, 2], 1);
+    asked[1].samples.clear();
+    let answers: Vec<usize> =
+        fixed(model().generate(asked, &sampling(), 4, &mut go_on).unwrap()).iter().map(Vec::len).collect();
+    assert_eq!(answers, [1, 0, 1]);
+}
+
 #[test]
 fn a_job_can_be_stopped() {
     let prompts = prompts();

@@ -5,7 +5,7 @@
 
 use rallrec_core::rng::row_rng;
 use rallrec_llm::{
-    Done, GenerateRequest, LanguageModel, Message, Pooling, Sampling, SamplingDefaults,
+    Done, GenerateRequest, LanguageModel, LlmError, Message, ModelText, Pooling, Sampling, SamplingDefaults,
     config::{ModelConfig, RopeScaling},
 };
 use safetensors::SafeTensors;
@@ -238,6 +238,83 @@ fn configurations_are_read_alike_from_both_kinds_of_files() {
     assert_eq!(model("mistral").sampling_defaults(), SamplingDefaults::default());
 }
 
+/// As transformers reads it: null is none, what is not there is 4096, and Qwen 2 looks only where it is switched on.
+#[test]
+fn a_sliding_window_is_in_force_where_transformers_says_so() {
+    type Case = (&'static str, &'static [(&'static str, &'static str)], Option<usize>);
+    const ON: (&str, &str) = ("\"use_sliding_window\": false", "\"use_sliding_window\": true");
+    const LAYERS: (&str, &str) = ("\"layer_types\"", "\"other_types\"");
+    let cases: [Case; 9] = [
+        ("mistral", &[("\"sliding_window\": 24", "\"sliding_window\": null")], None),
+        ("mistral", &[("\"sliding_window\": 24", "\"sliding_window\": 1")], Some(1)),
+        ("mistral", &[("\"sliding_window\": 24", "\"sliding_window\": 512")], None),
+        ("mistral", &[("\"sliding_window\": 24", "\"no_window\": 24")], None),
+        ("mistral", &[("\"sliding_window\": 24", "\"no_window\": 24"), ("512", "5000")], Some(4096)),
+        ("qwen2", &[("\"sliding_window\": null", "\"sliding_window\": 0")], None),
+        ("qwen2", &[("\"sliding_window\": null", "\"sliding_window\": 9"), ON, LAYERS, (": 28", ": 0")], Some(9)),
+        ("qwen2", &[("\"sliding_window\": null", "\"sliding_window\": 9"), ON, LAYERS], None),
+        ("llama2", &[("{", "{\"sliding_window\": 0,")], None),
+    ];
+    for (name, edits, window) in cases {
+        let folder = copy(name);
+        edits.iter().for_each(|(old, new)| edit(folder.path().join("config.json"), old, new));
+        let model = load(folder.path()).unwrap();
+        assert_eq!(model.config().sliding_window, window, "{name}: {edits:?}");
+        let prompt: Vec<u32> = (0..40).collect();
+        assert!(model.trace(&prompt, 16).unwrap().iter().all(|p| p.logits.iter().all(|x| x.is_finite())), "{name}");
+    }
+    let folder = copy("qwen2");
+    for (old, new) in [("\"sliding_window\": null", "\"sliding_window\": 0"), ON, LAYERS, (": 28", ": 0")] {
+        edit(folder.path().join("config.json"), old, new);
+    }
+    let message = load(folder.path()).err().unwrap();
+    assert!(message.contains("config.json") && message.contains("a sliding window of 0 tokens"), "{message}");
+}
+
+#[test]
+fn a_longer_context_changes_nothing_within_the_shorter_one() {
+    let folder = copy("qwen2");
+    edit(folder.path().join("config.json"), "\"max_position_embeddings\": 512", "\"max_position_embeddings\": 1048576");
+    let long = load(folder.path()).unwrap();
+    assert_eq!(long.config().context, 1 << 20);
+    let prompt = &Reference::of("qwen2").prompts()[0];
+    assert!(long.trace(prompt, 64).unwrap() == model("qwen2").trace(prompt, 64).unwrap());
+}
+
+/// What a model's files say about text, without its weights: as with them.
+#[test]
+fn tokens_and_chat_prompts_need_no_weights() {
+    let texts = texts();
+    for (name, expected) in
+        MODELS.iter().filter_map(|(name, _)| Some((*name, texts.get(name.strip_suffix(".gguf").unwrap_or(name))?)))
+    {
+        let path = fixtures().join(name);
+        let folder = tempfile::tempdir().unwrap();
+        let files = if path.is_dir() { fs::read_dir(&path).unwrap().collect() } else { Vec::new() };
+        let words = files.into_iter().map(|file| file.unwrap().path()).filter(|file| {
+            // The weights of `r1` are of another model, and so is what its `config.json` says.
+            let weights = file.to_str().unwrap().contains("safetensors");
+            !(weights || name == "r1" && file.ends_with("config.json"))
+        });
+        for file in words {
+            fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        }
+        let text = ModelText::open(if path.is_dir() { folder.path() } else { &path }).unwrap();
+        assert_eq!(text.context, (name != "r1").then(|| model(name).config().context), "{name}");
+        for Text { text: written, ids, .. } in &expected.texts {
+            assert_eq!(&text.tokenizer.encode_plain(written).unwrap(), ids, "{name}: {written:?}");
+        }
+        let template = text.template.unwrap();
+        for chat in &expected.chats {
+            assert_eq!(template.render(&chat.messages, chat.add_generation_prompt).unwrap(), chat.prompt, "{name}");
+        }
+    }
+    assert!(matches!(ModelText::open(Path::new("nowhere")), Err(LlmError::Read { .. })));
+    let empty = tempfile::tempdir().unwrap();
+    let message = ModelText::open(empty.path()).err().unwrap().to_string();
+    assert!(message.contains("tokenizer.json: it is missing"), "{message}");
+}
+
 /// A copy of a fixture folder that may be damaged.
 fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -269,7 +346,7 @@ fn edit_header(folder: &Path, old: &str, new: &str) {
 }
 
 /// What is done to a folder, and what the error must name.
-const DAMAGES: [(&str, Damage, &[&str]); 25] = [
+const DAMAGES: [(&str, Damage, &[&str]); 28] = [
     (
         "llama2",
         |f| cut(&f.join("model-00002-of-00004.safetensors")),
@@ -326,6 +403,30 @@ const DAMAGES: [(&str, Damage, &[&str]); 25] = [
         "qwen2",
         |f| edit(f.join("config.json"), "\"hidden_size\": 64", "\"hidden_size\": \"big\""),
         &["config.json", "hidden_size", "not a count"],
+    ),
+    (
+        "qwen2",
+        |f| {
+            edit(
+                f.join("config.json"),
+                "\"max_position_embeddings\": 512",
+                "\"max_position_embeddings\": 1000000000000",
+            )
+        },
+        &["config.json", "a context of 1000000000000 tokens is more than"],
+    ),
+    (
+        "llama2",
+        |f| {
+            edit(f.join("config.json"), "\"max_position_embeddings\": 512", "\"max_position_embeddings\": 2097152");
+            edit(f.join("config.json"), "\"head_dim\": 32", "\"head_dim\": 16777216");
+        },
+        &["config.json", "2097152 positions of heads 16777216 wide"],
+    ),
+    (
+        "mistral",
+        |f| edit(f.join("config.json"), "\"sliding_window\": 24", "\"sliding_window\": 0"),
+        &["config.json", "a sliding window of 0 tokens"],
     ),
     (
         "qwen2",

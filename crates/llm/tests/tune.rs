@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod model;
+mod tiny;
+
 use rallrec_llm::{
     Adapter, AdapterSettings, LanguageModel, LlmError, Precision, StepRecord, Target, TuneHooks, TuneProgress,
     TuneSample, TuneSettings, Tuned,
@@ -83,12 +86,15 @@ struct Hooks {
     scores: Vec<f64>,
     validated: usize,
     stop_after_part: Option<usize>,
+    /// Times that progress was told.
+    heard: usize,
     parts: usize,
     state: Option<Vec<u8>>,
 }
 
 impl TuneHooks for Hooks {
     fn progress(&mut self, _: TuneProgress) -> ControlFlow<()> {
+        self.heard += 1;
         ControlFlow::Continue(())
     }
 
@@ -279,6 +285,24 @@ fn memory_and_batches_change_nothing() {
     }
 }
 
+/// With the real model: in products as narrow as the fixtures' one row is summed as many are in any case.
+#[test]
+fn samples_of_one_token_change_nothing_either() {
+    let device = rallrec_llm::pick_device("cpu").unwrap();
+    let model = LanguageModel::load(&model::path(), &device, Precision::Auto).unwrap();
+    let tokens = |i: u32| (0..1 + i % 2).map(|j| 900 + 7 * i + j).collect();
+    let samples: Vec<TuneSample> = (0..3).map(|i| TuneSample { id: i.into(), tokens: tokens(i), answer: 11 }).collect();
+    // In the second step B is not 0 any more.
+    let settings = TuneSettings { epochs: 2, warmup_steps: 0, ..dropped_out() };
+    let together = tune(&model, &samples, &settings, &mut Hooks::default());
+    let alone = tune(&model, &samples, &TuneSettings { micro_tokens: 1, ..settings }, &mut Hooks::default());
+    assert_eq!(alone.history, together.history);
+    assert!(alone == together);
+    let tuned = model.with_adapter(&together.adapter).unwrap();
+    let logits = answer_logits(&tuned, &samples, 4096);
+    assert_eq!(answer_logits(&tuned, &samples[..1], 4096), logits[..2]);
+}
+
 #[test]
 fn a_training_that_is_interrupted_ends_with_the_same_bytes() {
     let (model, samples) = (load("gqa"), Reference::read("gqa").samples());
@@ -314,6 +338,74 @@ fn it_stops_early_and_keeps_the_best() {
     assert_eq!(validations, [(3, 0.5), (6, 0.8), (9, 0.6), (12, 0.8)]);
     let shorter = TuneSettings { epochs: 10, patience: 0, eval_steps: 0, ..dropped_out() };
     assert_eq!(tune(&model, &samples, &shorter, &mut Hooks::default()).history.len(), 20);
+}
+
+#[test]
+fn a_score_that_is_no_number_counts_as_none() {
+    let (model, samples) = (load("gqa"), Reference::read("gqa").samples());
+    let settings = TuneSettings { epochs: 10, patience: 1, eval_steps: 3, ..dropped_out() };
+    let mut hooks = Hooks { scores: vec![f64::NAN, 0.5, f64::INFINITY, 0.7, 0.6], ..Hooks::default() };
+    let tuned = tune(&model, &samples, &settings, &mut hooks);
+    let validations: Vec<Option<f64>> = tuned.history.iter().skip(2).step_by(3).map(|r| r.validation).collect();
+    assert_eq!(validations, [None, Some(0.5), None, Some(0.7), Some(0.6)]);
+    assert_eq!((tuned.step, tuned.history.len()), (12, 15));
+}
+
+/// One of the samples has the token whose hidden state overflows; it is the longest, and so the first.
+#[test]
+fn a_loss_that_is_no_number_ends_a_training_at_once() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tiny::gguf()).unwrap();
+    let device = rallrec_llm::pick_device("cpu").unwrap();
+    let model = LanguageModel::load(file.path(), &device, Precision::F32).unwrap();
+    let sample = |id: u64| TuneSample { id, tokens: (0..10 + id as u32).collect(), answer: 3 };
+    let mut samples: Vec<TuneSample> = (0..4).map(sample).collect();
+    samples[3].tokens[5] = tiny::BAD;
+    let settings = TuneSettings { batch_size: 4, micro_tokens: 1, ..dropped_out() };
+    let mut hooks = Hooks::default();
+    let error = model.tune(&samples, &settings, None, None, &mut hooks).unwrap_err();
+    assert!(matches!(error, LlmError::Diverged { step: 1, .. }), "{error}");
+    assert_eq!(hooks.heard, 1, "nothing was computed after it");
+    // A learning rate that no adapter survives, in the last step: there is no loss after it.
+    let settings = TuneSettings { learning_rate: 1e300, batch_size: 4, epochs: 1, warmup_steps: 0, ..dropped_out() };
+    let error = model.tune(&samples[..3], &settings, None, None, &mut Hooks::default()).unwrap_err();
+    assert!(matches!(error, LlmError::Diverged { step: 1, .. }), "{error}");
+}
+
+#[test]
+fn gradients_are_those_without_dropout() {
+    let (model, reference) = (load("gqa"), Reference::read("gqa"));
+    let (samples, adapter) = (reference.samples(), reference.adapter("init.", 4, 8.0));
+    let (config, weights) = adapter.to_files().unwrap();
+    let config = config.replace("\"lora_dropout\": 0.0", "\"lora_dropout\": 0.5");
+    let dropped = Adapter::from_files(&config, &weights).unwrap();
+    assert_eq!(dropped.settings().dropout, 0.5);
+    let gradients = |adapter: &Adapter| model.adapter_gradients(adapter, &samples, 0).unwrap();
+    assert!(gradients(&dropped) == gradients(&adapter));
+    let refused = |samples: &[TuneSample]| model.adapter_gradients(&adapter, samples, 0).unwrap_err().to_string();
+    assert_eq!(refused(&[]), "there is no sample to tune on");
+    let empty = TuneSample { tokens: Vec::new(), ..samples[0].clone() };
+    assert_eq!(refused(&[samples[0].clone(), empty]), "prompt 1: it has no tokens");
+}
+
+#[test]
+fn adapters_that_want_something_else_than_their_matrices_are_refused() {
+    let (config, weights) = Adapter::read(&fixture("tune_gqa_adapter")).unwrap().to_files().unwrap();
+    let read = |old: &str, new: &str| {
+        assert!(config.contains(old), "no {old} in {config}");
+        Adapter::from_files(&config.replace(old, new), &weights).map_err(|error| error.to_string())
+    };
+    for beginning in ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"] {
+        let message =
+            read("\"init_lora_weights\": true", &format!("\"init_lora_weights\": {beginning:?}")).unwrap_err();
+        assert!(message.contains("init_lora_weights") && message.contains(beginning), "{message}");
+    }
+    assert!(read("\"init_lora_weights\": true", "\"init_lora_weights\": \"gaussian\"").is_ok());
+    for (key, value) in [("use_dora", "true"), ("alora_invocation_tokens", "[1]"), ("layer_replication", "[[0, 2]]")] {
+        let message = read("\"bias\"", &format!("\"{key}\": {value}, \"bias\"")).unwrap_err();
+        assert!(message.contains(key), "{message}");
+    }
+    assert!(read("\"bias\"", "\"layer_replication\": null, \"alpha_pattern\": {}, \"bias\"").is_ok());
 }
 
 #[test]
@@ -380,4 +472,67 @@ fn impossible_samples_and_states_are_refused() {
     wrong[1].tokens.clear();
     assert_eq!(refused(&wrong, None), "prompt 1: it has no tokens");
     assert!(refused(&samples, Some(b"nothing")).starts_with("saved state of a training: "));
+    let impossible = [
+        (TuneSettings { learning_rate: f64::NAN, ..settings() }, "learning_rate is NaN"),
+        (TuneSettings { clip: -1.0, ..settings() }, "clip is -1"),
+        (TuneSettings { batch_size: 0, ..settings() }, "tuning needs a batch size"),
+    ];
+    for (settings, expected) in impossible {
+        let message = model.tune(&samples, &settings, None, None, &mut Hooks::default()).unwrap_err().to_string();
+        assert!(message.starts_with(expected), "{message}");
+    }
+    // Of an adapter that is given, its own dropout counts.
+    let (config, weights) = Reference::read("gqa").adapter("init.", 4, 8.0).to_files().unwrap();
+    let config = config.replace("\"lora_dropout\": 0.0", "\"lora_dropout\": 1.0");
+    let given = Adapter::from_files(&config, &weights).unwrap();
+    let error = model.tune_from(given, &samples, &settings(), None, &mut Hooks::default()).unwrap_err();
+    assert_eq!(error.to_string(), "the adapter's dropout is 1; it must be from 0 to below 1");
+}
+
+/// A state as it is saved, in the middle of the second step, and damaged in one place each.
+#[test]
+fn a_state_that_the_training_cannot_be_in_is_refused() {
+    let (model, samples) = (load("gqa"), Reference::read("gqa").samples());
+    let settings = TuneSettings { micro_tokens: 1, ..dropped_out() };
+    let mut hooks = Hooks { stop_after_part: Some(5), ..Hooks::default() };
+    let stopped = model.tune(&samples, &settings, None, None, &mut hooks);
+    assert!(matches!(stopped, Err(LlmError::Cancelled)));
+    let state = hooks.state.unwrap();
+    let resume = |state: &[u8], settings: &TuneSettings| {
+        model.tune(&samples, settings, None, Some(state), &mut Hooks::default()).map_err(|error| {
+            assert!(matches!(error, LlmError::State(_)), "{error}");
+            error.to_string()
+        })
+    };
+    assert!(resume(&state, &settings).is_ok());
+    let damages: [(&str, serde_json::Value, &str); 6] = [
+        ("steps", 7.into(), "after step 7 of 6"),
+        ("steps", 2.into(), "its history is of 1 steps"),
+        ("history", serde_json::json!([]), "its history is of 0 steps"),
+        ("done", 2.into(), "2 samples are done of a step of 2"),
+        ("done", 3.into(), "3 samples are done of a step of 2"),
+        ("validated", 2.into(), "was validated after step 2"),
+    ];
+    for (key, value, expected) in damages {
+        let message = resume(&with_meta(&state, key, value), &settings).unwrap_err();
+        assert!(message.contains(expected) && message.contains("another training"), "{key}: {message}");
+    }
+    // A shorter training; another adapter.
+    let message = resume(&state, &TuneSettings { epochs: 1, batch_size: 6, ..settings.clone() }).unwrap_err();
+    assert!(message.contains("1 samples are done of a step of 1"), "{message}");
+    let smaller = AdapterSettings { rank: 3, ..dropped_out().adapter };
+    let message = resume(&state, &TuneSettings { adapter: smaller, ..settings }).unwrap_err();
+    assert!(message.contains("and this adapter has"), "{message}");
+}
+
+/// A saved state with another value in its JSON.
+fn with_meta(state: &[u8], key: &str, value: serde_json::Value) -> Vec<u8> {
+    let (_, header) = SafeTensors::read_metadata(state).unwrap();
+    let mut metadata = header.metadata().clone().unwrap();
+    let json = metadata.get_mut("rallrec.tuning").unwrap();
+    let mut meta: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert!(meta.get(key).is_some(), "no {key} in {meta}");
+    meta[key] = value;
+    *json = meta.to_string();
+    safetensors::serialize(SafeTensors::deserialize(state).unwrap().tensors(), Some(metadata)).unwrap()
 }

@@ -102,6 +102,8 @@ impl Transport {
             // A redirect would turn the request into another one.
             .max_redirects(0)
             .max_redirects_will_error(false)
+            // Of all of a worker's requests none should have to connect anew.
+            .max_idle_connections(settings.concurrency as usize)
             .max_idle_connections_per_host(settings.concurrency as usize)
             .user_agent(concat!("rallrec/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -207,9 +209,12 @@ impl Transport {
         match status {
             401 | 403 => Fault::Permanent(format!("{what}; {key}")),
             429 if code == "insufficient_quota" => Fault::Permanent(what),
+            // Of one prompt, whatever status a server gives it, in an answer that looks good too.
+            _ if withheld(&code) => Fault::Row(format!("the server's content filter withholds the prompt: {message}")),
+            200..=299 if too_long(&code, &message) => refused_prompt(&message),
             408 | 409 | 429 | 200..=299 | 500.. => Fault::Passing { what, wait: asked(headers) },
             404 => Fault::Permanent(format!("{what}; look at `url` (it ends with /v1) and `model`")),
-            _ if too_long(&code, &message) => Fault::Row(format!("the server refuses the prompt: {message}")),
+            _ if too_long(&code, &message) => refused_prompt(&message),
             _ => Fault::Permanent(what),
         }
     }
@@ -239,6 +244,15 @@ fn told(text: &str) -> (String, String) {
     let plain = || error.as_str().map(str::to_owned);
     let message = word("message").or_else(plain).or_else(detail).unwrap_or_else(|| text.to_owned());
     (code, message)
+}
+
+/// Whether a refusal is a content filter's.
+fn withheld(code: &str) -> bool {
+    matches!(code, "content_filter" | "content_policy_violation")
+}
+
+fn refused_prompt(message: &str) -> Fault {
+    Fault::Row(format!("the server refuses the prompt: {message}"))
 }
 
 /// Whether a refusal is about the prompt's length. Servers agree on no code for it.

@@ -102,24 +102,25 @@ fn lacks(what: &str) -> Fault {
     Fault::Permanent(format!("its answer has no {what}; it does not speak OpenAI's interface as expected"))
 }
 
+/// The answer, unless a filter has withheld it: what stands there then is not the model's.
 fn choice(body: &Value) -> Result<&Value, Fault> {
-    body["choices"].get(0).ok_or_else(|| lacks("choices[0]"))
+    let choice = body["choices"].get(0).ok_or_else(|| lacks("choices[0]"))?;
+    if choice["finish_reason"] == "content_filter" {
+        return Err(Fault::Row("the server's content filter withheld the answer".into()));
+    }
+    Ok(choice)
 }
 
 /// A sampled answer.
 pub(crate) fn read_sample(body: &Value, seconds: f32) -> Result<Answer, Fault> {
     let choice = choice(body)?;
-    let reason = choice["finish_reason"].as_str().unwrap_or_default();
-    if reason == "content_filter" {
-        return Err(Fault::Row("the server's content filter withheld the answer".into()));
-    }
     // A chat answer of nothing is null in some servers.
     let text = match choice.get("text").or_else(|| choice["message"].get("content")) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Null) => String::new(),
         _ => return Err(lacks("text")),
     };
-    Ok(Answer { text, tokens: usage(body).tokens_written as u32, seconds, finished: reason == "stop" })
+    Ok(Answer { text, tokens: usage(body).tokens_written as u32, seconds, finished: choice["finish_reason"] == "stop" })
 }
 
 /// The likely next tokens. Two layouts are known: a list of objects, and a mapping from text to log-probability.

@@ -13,7 +13,7 @@ use std::{
     ops::ControlFlow,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -42,6 +42,8 @@ enum Reply {
 struct Fake {
     address: String,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// Connections that were made.
+    connections: Arc<AtomicUsize>,
     /// Most connections that were being answered at once.
     peak: Arc<Mutex<(u32, u32)>>,
     over: Arc<(Mutex<bool>, Condvar)>,
@@ -54,18 +56,21 @@ impl Fake {
         let fake = Self {
             address: listener.local_addr().unwrap().to_string(),
             seen: Arc::default(),
+            connections: Arc::default(),
             peak: Arc::default(),
             over: Arc::default(),
             stopped: Arc::default(),
         };
         let (seen, peak, over, stopped) =
             (fake.seen.clone(), fake.peak.clone(), fake.over.clone(), fake.stopped.clone());
+        let connections = fake.connections.clone();
         let script = Arc::new(script);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
+                connections.fetch_add(1, Ordering::Relaxed);
                 let (seen, peak, over, script) = (seen.clone(), peak.clone(), over.clone(), script.clone());
                 std::thread::spawn(move || {
                     let stream = stream.unwrap();
@@ -310,13 +315,53 @@ fn refusals_are_not_tried_again_and_never_show_the_key() {
 
 #[test]
 fn a_prompt_that_is_too_long_is_a_bad_row() {
+    for status in [400, 200] {
+        let fake = Fake::start(move |_, seen| match seen.body["prompt"].as_str() {
+            Some("long") => {
+                error(status, "", "This model's maximum context length is 8 tokens, however you requested 9", "")
+            }
+            _ => ok("fine"),
+        });
+        let batch = generate(&fake.server(|_| {}), vec![ask("long", 2), ask("short", 1)]).unwrap();
+        assert!(batch.rows[0].as_ref().unwrap_err().contains("maximum context length is 8"));
+        assert!(batch.rows[1].is_ok());
+        assert_eq!(fake.seen().len(), 3, "status {status}: it is not sent again");
+    }
+}
+
+#[test]
+fn what_a_content_filter_withholds_is_a_bad_row() {
     let fake = Fake::start(|_, seen| match seen.body["prompt"].as_str() {
-        Some("long") => error(400, "", "This model's maximum context length is 8 tokens, however you requested 9", ""),
-        _ => ok("fine"),
+        Some("refused") => error(400, "", "The response was filtered", "content_filter"),
+        Some("in a good answer") => error(200, "", "The response was filtered", "content_filter"),
+        Some("withheld") => {
+            let text = json!([{ "token": "Sorry", "logprob": -0.1 }, { "token": "Yes", "logprob": -0.2 }]);
+            let body = json!({ "choices": [{
+                "text": "", "finish_reason": "content_filter", "logprobs": { "content": [{ "top_logprobs": text }] },
+            }] });
+            Reply::Now(200, "", body.to_string())
+        }
+        _ => {
+            let list = likely(&[("Yes", -0.5), ("No", -1.5)]);
+            let body = json!({ "choices": [{
+                "text": "fine", "finish_reason": "stop", "logprobs": { "content": [{ "top_logprobs": list }] },
+            }] });
+            Reply::Now(200, "", body.to_string())
+        }
     });
-    let batch = generate(&fake.server(|_| {}), vec![ask("long", 2), ask("short", 1)]).unwrap();
-    assert!(batch.rows[0].as_ref().unwrap_err().contains("maximum context length is 8"));
-    assert!(batch.rows[1].is_ok());
+    let texts = ["refused", "in a good answer", "withheld", "fine"];
+    let generated = generate(&fake.server(|_| {}), texts.map(|t| ask(t, 1)).into()).unwrap();
+    let prompts = texts.map(|t| Prompt::Text(t.into()));
+    let answers = ["Yes".to_owned(), "No".to_owned()];
+    let scored = fake.server(|_| {}).score(&prompts, answers, row_rng(1, "jitter", 0, 0), &mut go).unwrap();
+    for ((text, generated), scored) in texts.iter().zip(&generated.rows).zip(&scored.rows).take(3) {
+        for why in [generated.as_ref().unwrap_err(), scored.as_ref().unwrap_err()] {
+            assert!(why.contains("content filter"), "{text}: {why}");
+        }
+    }
+    assert_eq!(generated.rows[3].as_ref().unwrap()[0].text, "fine");
+    assert_eq!(scored.rows[3], Ok([-0.5, -1.5]));
+    assert_eq!(fake.seen().len(), 8, "none is sent again, or asked for as an echo");
 }
 
 #[test]
@@ -356,6 +401,22 @@ fn no_more_requests_are_in_flight_than_allowed() {
     });
     assert_eq!(fake.seen().len(), 80);
     assert!(fake.peak.lock().unwrap().1 <= 3, "{:?}", fake.peak);
+}
+
+#[test]
+fn connections_are_kept_for_as_many_requests_as_are_allowed_at_once() {
+    const AT_ONCE: usize = 16;
+    let together = Arc::new(std::sync::Barrier::new(AT_ONCE));
+    let fake = Fake::start(move |_, _| {
+        together.wait();
+        ok("fine")
+    });
+    let server = fake.server(|s| s.concurrency = AT_ONCE as u32);
+    for _ in 0..3 {
+        generate(&server, (0..AT_ONCE).map(|n| ask(&format!("p{n}"), 1)).collect()).unwrap();
+    }
+    assert_eq!(fake.seen().len(), 3 * AT_ONCE);
+    assert_eq!(fake.connections.load(Ordering::Relaxed), AT_ONCE);
 }
 
 fn likely(list: &[(&str, f64)]) -> Value {

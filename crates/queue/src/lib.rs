@@ -1,16 +1,22 @@
 //! The queue between coordinator and workers: offers one way, in lanes, reports the other.
 //!
-//! Payloads are bytes, so that a network queue fits behind the same trait and the embedded run already carries what
-//! a cluster's would. The queue is a courier: it may deliver an offer twice, and losing everything in it costs time
-//! but never results, because what is owed is worked out from the journal. So it deliberately knows no tasks,
-//! attempts or runs, keeps nothing on disk, and promises no order between lanes.
+//! Payloads are bytes, so that a network queue ([`nats`]) and the one of an embedded run ([`MemoryQueue`]) fit behind the
+//! same two traits, one for each end. The queue is a courier: it may deliver an offer twice, and losing everything in it
+//! costs time but never results, because what is owed is worked out from the journal. So it deliberately knows nothing of
+//! what it carries but an offer's name, decides nothing, and promises no order between lanes.
 
 mod memory;
+pub mod nats;
 
 pub use memory::MemoryQueue;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rallrec_core::{
+    ids::{Attempt, RunId, TaskId},
+    lane::Lane,
+};
+use std::collections::BTreeSet;
 
 /// Why a message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,43 +27,69 @@ pub enum QueueError {
     /// The service cannot be reached. Try again later.
     #[error("the queue cannot be reached: {0}")]
     Unreachable(String),
+    /// The service answers, and will not do. Trying again does not help.
+    #[error("{0}")]
+    Refused(String),
 }
 
-/// A queue of offers and reports. Every future may be dropped before it ends without losing a message.
+/// Names an offer within its run: the same name is the same offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OfferName {
+    /// The task.
+    pub task: TaskId,
+    /// The attempt at it.
+    pub attempt: Attempt,
+}
+
+/// The coordinator's end, for one run. Every future may be dropped before it ends without losing a message.
 #[async_trait]
-pub trait TaskQueue: Send + Sync {
-    /// Puts an offer at the end of a lane. Waits while the lane is full.
+pub trait CoordinatorEnd: Send + Sync {
+    /// Puts an offer at the end of a lane. Waits while the lane is full. One that is there already is not put twice.
     ///
     /// # Errors
     /// When the queue is closed or out of reach.
-    async fn offer(&self, lane: &str, payload: Bytes) -> Result<(), QueueError>;
+    async fn offer(&self, lane: &Lane, name: OfferName, payload: Bytes) -> Result<(), QueueError>;
 
-    /// Takes the first offer of a lane, waiting for one; `None` once the queue is closed.
+    /// Takes an offer back that nobody should work on any more, claimed or not.
     ///
     /// # Errors
     /// When the queue is out of reach.
-    async fn claim(&self, lane: &str) -> Result<Option<Delivery>, QueueError>;
+    async fn withdraw(&self, lane: &Lane, name: OfferName) -> Result<(), QueueError>;
 
-    /// Takes every offer that nobody has claimed out of all lanes.
+    /// Takes every offer of the run that nobody has claimed out of all lanes.
     ///
     /// # Errors
     /// When the queue is out of reach.
-    async fn withdraw_offers(&self) -> Result<(), QueueError>;
+    async fn withdraw_all(&self) -> Result<(), QueueError>;
 
-    /// Sends a report. Waits while too many are unread.
+    /// The run's offers that are in the queue, those that are claimed and not acknowledged included.
     ///
     /// # Errors
-    /// When the queue is closed or out of reach.
-    async fn report(&self, payload: Bytes) -> Result<(), QueueError>;
+    /// When the queue is out of reach.
+    async fn held(&self) -> Result<BTreeSet<OfferName>, QueueError>;
 
-    /// Takes the next report, waiting for one; `None` once the queue is closed and no report is left.
+    /// Takes the run's next report, waiting for one; `None` once the queue is closed and no report is left.
     ///
     /// # Errors
     /// When the queue is out of reach.
     async fn next_report(&self) -> Result<Option<Bytes>, QueueError>;
+}
 
-    /// Ends the queue for everyone: unclaimed offers are gone, waiting claims get `None`.
-    async fn close(&self);
+/// A worker's end. Every future may be dropped before it ends without losing a message.
+#[async_trait]
+pub trait WorkerEnd: Send + Sync {
+    /// Takes the first offer of these lanes, of the first lane that has one, waiting for one; `None` once the queue is
+    /// closed.
+    ///
+    /// # Errors
+    /// When the queue will not do. While it is out of reach this waits.
+    async fn claim(&self, lanes: &[Lane]) -> Result<Option<Delivery>, QueueError>;
+
+    /// Sends a report about a run. Waits while too many are unread, or the queue is out of reach.
+    ///
+    /// # Errors
+    /// When the queue is closed.
+    async fn report(&self, run: &RunId, payload: Bytes) -> Result<(), QueueError>;
 }
 
 /// A claimed offer. Dropped without [`Delivery::ack`], it goes back to the front of its lane.
@@ -75,7 +107,7 @@ pub trait Hold: Send + Sync {
 }
 
 impl Delivery {
-    /// For implementations of [`TaskQueue`].
+    /// For implementations of [`WorkerEnd`].
     pub fn new(payload: Bytes, hold: Box<dyn Hold>) -> Self {
         Self { payload, hold: Some(hold) }
     }

@@ -3,11 +3,12 @@
 //! One mutex and two condition-like notifies: a few hundred messages a second pass here, each standing for seconds of
 //! computing, so there is nothing to win with channels, and giving an offer back to the front of its lane is simple.
 
-use crate::{Delivery, Hold, QueueError, TaskQueue};
+use crate::{CoordinatorEnd, Delivery, Hold, OfferName, QueueError, WorkerEnd};
 use async_trait::async_trait;
 use bytes::Bytes;
+use rallrec_core::{ids::RunId, lane::Lane};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::Notify;
@@ -16,7 +17,7 @@ use tokio::sync::Notify;
 /// stuck in a slow journal write, and workers should wait rather than fill the memory.
 const MAX_REPORTS: usize = 1024;
 
-/// An in-memory [`TaskQueue`]. Clones are the same queue.
+/// Both ends of an in-memory queue, for one run. Clones are the same queue.
 #[derive(Clone)]
 pub struct MemoryQueue {
     shared: Arc<Shared>,
@@ -31,7 +32,9 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    lanes: BTreeMap<String, VecDeque<Bytes>>,
+    lanes: BTreeMap<Lane, VecDeque<(OfferName, Bytes)>>,
+    /// Claimed and not acknowledged.
+    claimed: BTreeSet<OfferName>,
     reports: VecDeque<Bytes>,
     closed: bool,
 }
@@ -69,41 +72,78 @@ impl Shared {
 }
 
 #[async_trait]
-impl TaskQueue for MemoryQueue {
-    async fn offer(&self, lane: &str, payload: Bytes) -> Result<(), QueueError> {
+impl CoordinatorEnd for MemoryQueue {
+    async fn offer(&self, lane: &Lane, name: OfferName, payload: Bytes) -> Result<(), QueueError> {
         let bound = self.shared.lane_bound;
         let mut payload = Some(payload);
         self.wait_for(|state| {
             if state.closed {
                 return Some(Err(QueueError::Closed));
             }
-            let offers = state.lanes.entry(lane.to_string()).or_default();
+            if state.claimed.contains(&name) {
+                return Some(Ok(()));
+            }
+            let offers = state.lanes.entry(lane.clone()).or_default();
+            if offers.iter().any(|(there, _)| *there == name) {
+                return Some(Ok(()));
+            }
             (offers.len() < bound).then(|| {
-                offers.extend(payload.take());
+                offers.extend(payload.take().map(|payload| (name, payload)));
                 Ok(())
             })
         })
         .await
     }
 
-    async fn claim(&self, lane: &str) -> Result<Option<Delivery>, QueueError> {
-        let taken = self.wait_for(|state| match state.lanes.get_mut(lane).and_then(VecDeque::pop_front) {
-            Some(payload) => Some(Some(payload)),
-            None => state.closed.then_some(None),
-        });
-        Ok(taken.await.map(|payload| {
-            let hold = Held { shared: Arc::clone(&self.shared), lane: lane.to_string() };
-            Delivery::new(payload, Box::new(hold))
-        }))
+    async fn withdraw(&self, lane: &Lane, name: OfferName) -> Result<(), QueueError> {
+        if let Some(offers) = self.shared.lock().lanes.get_mut(lane) {
+            offers.retain(|(there, _)| *there != name);
+        }
+        self.shared.changed.notify_waiters();
+        Ok(())
     }
 
-    async fn withdraw_offers(&self) -> Result<(), QueueError> {
+    async fn withdraw_all(&self) -> Result<(), QueueError> {
         self.shared.lock().lanes.clear();
         self.shared.changed.notify_waiters();
         Ok(())
     }
 
-    async fn report(&self, payload: Bytes) -> Result<(), QueueError> {
+    async fn held(&self) -> Result<BTreeSet<OfferName>, QueueError> {
+        let state = self.shared.lock();
+        let waiting = state.lanes.values().flatten().map(|(name, _)| *name);
+        Ok(waiting.chain(state.claimed.iter().copied()).collect())
+    }
+
+    async fn next_report(&self) -> Result<Option<Bytes>, QueueError> {
+        let next = self.wait_for(|state| match state.reports.pop_front() {
+            Some(report) => Some(Some(report)),
+            None => state.closed.then_some(None),
+        });
+        Ok(next.await)
+    }
+}
+
+#[async_trait]
+impl WorkerEnd for MemoryQueue {
+    async fn claim(&self, lanes: &[Lane]) -> Result<Option<Delivery>, QueueError> {
+        let taken = self.wait_for(|state| {
+            let first = lanes.iter().find_map(|lane| Some((lane, state.lanes.get_mut(lane)?.pop_front()?)));
+            match first {
+                Some((lane, (name, payload))) => {
+                    state.claimed.insert(name);
+                    Some(Some((lane.clone(), name, payload)))
+                }
+                None => state.closed.then_some(None),
+            }
+        });
+        Ok(taken.await.map(|(lane, name, payload)| {
+            let hold = Held { shared: Arc::clone(&self.shared), lane, name };
+            Delivery::new(payload, Box::new(hold))
+        }))
+    }
+
+    async fn report(&self, _run: &RunId, payload: Bytes) -> Result<(), QueueError> {
         let mut payload = Some(payload);
         self.wait_for(|state| {
             if state.closed {
@@ -116,16 +156,11 @@ impl TaskQueue for MemoryQueue {
         })
         .await
     }
+}
 
-    async fn next_report(&self) -> Result<Option<Bytes>, QueueError> {
-        let next = self.wait_for(|state| match state.reports.pop_front() {
-            Some(report) => Some(Some(report)),
-            None => state.closed.then_some(None),
-        });
-        Ok(next.await)
-    }
-
-    async fn close(&self) {
+impl MemoryQueue {
+    /// Ends the queue for everyone: unclaimed offers are gone, waiting claims get `None`.
+    pub fn close(&self) {
         let mut state = self.shared.lock();
         state.closed = true;
         state.lanes.clear();
@@ -137,17 +172,21 @@ impl TaskQueue for MemoryQueue {
 /// A claimed offer of a [`MemoryQueue`].
 struct Held {
     shared: Arc<Shared>,
-    lane: String,
+    lane: Lane,
+    name: OfferName,
 }
 
 impl Hold for Held {
-    fn ack(self: Box<Self>) {}
+    fn ack(self: Box<Self>) {
+        self.shared.lock().claimed.remove(&self.name);
+    }
 
     fn give_back(self: Box<Self>, payload: Bytes) {
         let mut state = self.shared.lock();
+        state.claimed.remove(&self.name);
         if !state.closed {
             // To the front, past the bound if need be: it has waited longest, and was within the bound before.
-            state.lanes.entry(self.lane).or_default().push_front(payload);
+            state.lanes.entry(self.lane).or_default().push_front((self.name, payload));
         }
         drop(state);
         self.shared.changed.notify_waiters();
@@ -158,20 +197,37 @@ impl Hold for Held {
 mod tests {
     use super::*;
     use futures::{FutureExt, future::join_all};
+    use rallrec_core::ids::{Attempt, TaskId};
 
     fn bytes(n: u32) -> Bytes {
         Bytes::copy_from_slice(&n.to_le_bytes())
     }
 
-    async fn claim(queue: &MemoryQueue, lane: &str) -> Delivery {
-        queue.claim(lane).await.unwrap().unwrap()
+    fn lane(pool: &str) -> Lane {
+        Lane { pool: pool.into(), model: None }
+    }
+
+    fn name(shard: u32) -> OfferName {
+        OfferName { task: TaskId { stage: 0, shard }, attempt: Attempt(1) }
+    }
+
+    async fn offer(queue: &MemoryQueue, pool: &str, n: u32) -> Result<(), QueueError> {
+        queue.offer(&lane(pool), name(n), bytes(n)).await
+    }
+
+    async fn claim(queue: &MemoryQueue, pool: &str) -> Delivery {
+        queue.claim(&[lane(pool)]).await.unwrap().unwrap()
+    }
+
+    async fn report(queue: &MemoryQueue, n: u32) -> Result<(), QueueError> {
+        queue.report(&RunId("r".into()), bytes(n)).await
     }
 
     #[tokio::test]
     async fn lanes_are_apart_and_first_in_is_first_out() {
         let queue = MemoryQueue::new(4);
         for (lane, n) in [("a", 1), ("b", 2), ("a", 3)] {
-            queue.offer(lane, bytes(n)).await.unwrap();
+            offer(&queue, lane, n).await.unwrap();
         }
         assert_eq!(claim(&queue, "b").await.payload(), &bytes(2));
         let first = claim(&queue, "a").await;
@@ -183,23 +239,23 @@ mod tests {
     #[tokio::test]
     async fn an_unacknowledged_offer_goes_back_to_the_front() {
         let queue = MemoryQueue::new(2);
-        queue.offer("a", bytes(1)).await.unwrap();
-        queue.offer("a", bytes(2)).await.unwrap();
+        offer(&queue, "a", 1).await.unwrap();
+        offer(&queue, "a", 2).await.unwrap();
         drop(claim(&queue, "a").await);
         let again = claim(&queue, "a").await;
         assert_eq!(again.payload(), &bytes(1));
         again.ack();
         claim(&queue, "a").await.ack();
-        assert!(queue.claim("a").now_or_never().is_none());
+        assert!(queue.claim(&[lane("a")]).now_or_never().is_none());
     }
 
     #[tokio::test]
     async fn a_full_lane_makes_the_offerer_wait_until_there_is_room() {
         let queue = MemoryQueue::new(1);
-        queue.offer("a", bytes(1)).await.unwrap();
-        let mut second = queue.offer("a", bytes(2));
+        offer(&queue, "a", 1).await.unwrap();
+        let mut second = Box::pin(offer(&queue, "a", 2));
         assert!((&mut second).now_or_never().is_none());
-        assert!(queue.offer("b", bytes(9)).now_or_never().is_some(), "another lane has room");
+        assert!(offer(&queue, "b", 9).now_or_never().is_some(), "another lane has room");
         claim(&queue, "a").await.ack();
         second.await.unwrap();
         assert_eq!(claim(&queue, "a").await.payload(), &bytes(2));
@@ -208,21 +264,22 @@ mod tests {
     #[tokio::test]
     async fn a_claim_that_is_dropped_takes_nothing_with_it() {
         let queue = MemoryQueue::new(1);
-        let mut waiting = queue.claim("a");
+        let lanes = [lane("a")];
+        let mut waiting = queue.claim(&lanes);
         assert!((&mut waiting).now_or_never().is_none());
         drop(waiting);
-        queue.offer("a", bytes(1)).await.unwrap();
+        offer(&queue, "a", 1).await.unwrap();
         assert_eq!(claim(&queue, "a").await.payload(), &bytes(1));
     }
 
     #[tokio::test]
     async fn withdrawn_offers_are_gone_but_claimed_ones_stay() {
         let queue = MemoryQueue::new(2);
-        queue.offer("a", bytes(1)).await.unwrap();
-        queue.offer("a", bytes(2)).await.unwrap();
+        offer(&queue, "a", 1).await.unwrap();
+        offer(&queue, "a", 2).await.unwrap();
         let held = claim(&queue, "a").await;
-        queue.withdraw_offers().await.unwrap();
-        assert!(queue.claim("a").now_or_never().is_none());
+        queue.withdraw_all().await.unwrap();
+        assert!(queue.claim(&[lane("a")]).now_or_never().is_none());
         drop(held);
         assert_eq!(claim(&queue, "a").await.payload(), &bytes(1));
     }
@@ -230,17 +287,18 @@ mod tests {
     #[tokio::test]
     async fn closing_wakes_everyone_and_leaves_reports_to_be_read() {
         let queue = MemoryQueue::new(1);
-        queue.report(bytes(1)).await.unwrap();
-        queue.offer("a", bytes(1)).await.unwrap();
+        report(&queue, 1).await.unwrap();
+        offer(&queue, "a", 1).await.unwrap();
         let claimed = claim(&queue, "a").await;
-        let mut waiting = queue.claim("a");
+        let lanes = [lane("a")];
+        let mut waiting = queue.claim(&lanes);
         assert!((&mut waiting).now_or_never().is_none());
-        queue.close().await;
+        queue.close();
         assert!(waiting.await.unwrap().is_none());
         drop(claimed);
-        assert!(queue.claim("a").await.unwrap().is_none());
-        assert_eq!(queue.report(bytes(2)).await, Err(QueueError::Closed));
-        assert_eq!(queue.offer("a", bytes(2)).await, Err(QueueError::Closed));
+        assert!(queue.claim(&[lane("a")]).await.unwrap().is_none());
+        assert_eq!(report(&queue, 2).await, Err(QueueError::Closed));
+        assert_eq!(offer(&queue, "a", 2).await, Err(QueueError::Closed));
         assert_eq!(queue.next_report().await.unwrap(), Some(bytes(1)));
         assert_eq!(queue.next_report().await.unwrap(), None);
     }
@@ -249,9 +307,9 @@ mod tests {
     async fn reports_are_bounded() {
         let queue = MemoryQueue::new(1);
         for n in 0..MAX_REPORTS as u32 {
-            queue.report(bytes(n)).await.unwrap();
+            report(&queue, n).await.unwrap();
         }
-        let mut more = queue.report(bytes(7));
+        let mut more = Box::pin(report(&queue, 7));
         assert!((&mut more).now_or_never().is_none());
         assert_eq!(queue.next_report().await.unwrap(), Some(bytes(0)));
         more.await.unwrap();
@@ -264,21 +322,21 @@ mod tests {
             let queue = queue.clone();
             tokio::spawn(async move {
                 let mut seen = Vec::new();
-                while let Some(delivery) = queue.claim("a").await.unwrap() {
+                while let Some(delivery) = queue.claim(&[lane("a")]).await.unwrap() {
                     seen.push(delivery.payload().clone());
                     delivery.ack();
-                    queue.report(bytes(0)).await.unwrap();
+                    report(&queue, 0).await.unwrap();
                 }
                 seen
             })
         });
         let claimers: Vec<_> = claimers.collect();
         let offerer = queue.clone();
-        let offering = tokio::spawn(async move { join_all((0..500).map(|n| offerer.offer("a", bytes(n)))).await });
+        let offering = tokio::spawn(async move { join_all((0..500).map(|n| offer(&offerer, "a", n))).await });
         for _ in 0..500 {
             queue.next_report().await.unwrap().unwrap();
         }
-        queue.close().await;
+        queue.close();
         assert!(offering.await.unwrap().into_iter().all(|r| r.is_ok()));
         let mut all: Vec<Bytes> = join_all(claimers).await.into_iter().flat_map(Result::unwrap).collect();
         all.sort_by_key(|b| u32::from_le_bytes(b[..].try_into().unwrap()));

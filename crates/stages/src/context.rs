@@ -198,6 +198,12 @@ impl ModelCache {
         Ok(model)
     }
 
+    /// Digests of the models in memory; `None` while one is being loaded.
+    pub fn digests(&self) -> Option<Vec<String>> {
+        let loaded = self.loaded.try_lock().ok()?;
+        Some(loaded.keys().map(|(digest, _)| digest.clone()).collect())
+    }
+
     /// The server with these settings. All tasks of this process share it, and with it its limits.
     ///
     /// # Errors

@@ -7,7 +7,6 @@ use crate::{
     meter::Meter,
 };
 use rallrec_core::{params::DescribeParams, rng::row_rng};
-use rallrec_llm::Sampling;
 use rallrec_recsys::prompt::{ItemTemplate, clean_description};
 
 impl Stage for DescribeParams {
@@ -28,16 +27,7 @@ impl Stage for DescribeParams {
         let texts =
             chosen.iter().map(|&row| language::chat(&model, "", &template.fill(title[row], genre[row], year[row])));
         let prompts = language::encode_all(&model, texts, usize::MAX);
-        let sampling = Sampling {
-            temperature: self.temperature as f32,
-            top_k: self.top_k as usize,
-            top_p: self.top_p as f32,
-            min_p: self.min_p as f32,
-            repetition_penalty: self.repetition_penalty as f32,
-            max_new_tokens: self.max_new_tokens as usize,
-            stop_tokens: model.end_tokens(),
-            stop_texts: self.stop.clone(),
-        };
+        let sampling = language::sampling!(self, &model);
         // Rows that cannot be encoded are left out of the call, so generators are drawn for those that can.
         let good: Vec<usize> = chosen.iter().zip(&prompts).filter(|(_, p)| p.is_ok()).map(|(row, _)| *row).collect();
         let (slots, mut meter) = (language::slots(self.batch_size, self.kv_bytes), Meter::new(context));

@@ -341,6 +341,23 @@ pub(crate) fn check_length(tokens: usize, max_tokens: usize) -> Result<(), Strin
     ))
 }
 
+/// How answers are sampled: `describe` and `reason` say so in parameters of the same names.
+macro_rules! sampling {
+    ($params:expr, $model:expr) => {
+        rallrec_llm::Sampling {
+            temperature: $params.temperature as f32,
+            top_k: $params.top_k as usize,
+            top_p: $params.top_p as f32,
+            min_p: $params.min_p as f32,
+            repetition_penalty: $params.repetition_penalty as f32,
+            max_new_tokens: $params.max_new_tokens as usize,
+            stop_tokens: $model.end_tokens(),
+            stop_texts: $params.stop.clone(),
+        }
+    };
+}
+pub(crate) use sampling;
+
 /// How many samples are in progress at once; 0 bytes for what the machine has.
 pub(crate) fn slots(batch_size: u32, kv_bytes: u64) -> Slots {
     Slots { samples: batch_size as usize, kv_bytes: (kv_bytes > 0).then_some(kv_bytes) }

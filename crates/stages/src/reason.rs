@@ -8,7 +8,6 @@ use crate::{
     predictions::same_rows,
 };
 use rallrec_core::{params::ReasonParams, rng::row_rng};
-use rallrec_llm::Sampling;
 use rallrec_recsys::{prompt::reasoning_prompt, trace::parse_prediction};
 
 /// Tokens computed together when the traces are read again for their logits: bounds memory, not results.
@@ -89,16 +88,7 @@ fn sample_traces(
     sample: &[i64],
     meter: &mut Meter<'_>,
 ) -> Result<RowResults<Vec<Trace>>, StageError> {
-    let sampling = Sampling {
-        temperature: params.temperature as f32,
-        top_k: params.top_k as usize,
-        top_p: params.top_p as f32,
-        min_p: params.min_p as f32,
-        repetition_penalty: params.repetition_penalty as f32,
-        max_new_tokens: params.max_new_tokens as usize,
-        stop_tokens: model.end_tokens(),
-        stop_texts: params.stop.clone(),
-    };
+    let sampling = language::sampling!(params, model);
     let good: Vec<u64> = prompts.iter().zip(sample).filter(|(p, _)| p.is_ok()).map(|(_, s)| *s as u64).collect();
     RowResults::of(prompts.to_vec(), |prompts| {
         let request = |(prompt, row): (Prompt, u64)| Request {

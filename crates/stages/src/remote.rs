@@ -9,9 +9,8 @@ use crate::{
 };
 use rallrec_core::rng::row_rng;
 use rallrec_llm::{
-    LlmError, Message, Sampling,
+    LlmError, Message, ModelText, Sampling,
     chat::ChatTemplate,
-    gguf::GgufFile,
     prefill::{Done, OnProgress, Pooling},
     tokenizer::TextTokenizer,
 };
@@ -28,14 +27,14 @@ pub(crate) struct ChatFormat {
 }
 
 impl ChatFormat {
-    /// Reads them from a model file.
+    /// Reads them from a GGUF file or a Hugging Face folder, whose weights need not be there.
     pub(crate) fn open(path: &Path) -> Result<Self, StageError> {
-        let file = GgufFile::open(path)?;
-        let tokenizer = TextTokenizer::from_gguf(&file)?;
-        let text = |token: Option<u32>| token.and_then(|token| tokenizer.token_text(token)).unwrap_or_default();
-        let none = || StageError::Invalid(format!("{}: there is no chat template in it", path.display()));
-        let source = file.text("tokenizer.chat_template")?.ok_or_else(none)?;
-        let template = ChatTemplate::new(source, text(tokenizer.begin()), text(tokenizer.end()))?;
+        let ModelText { tokenizer, template, .. } = ModelText::open(path)?;
+        let none = || {
+            let what = "there is no chat template in it; take the tokenizer of an instruction-tuned model";
+            StageError::Invalid(format!("{}: {what}", path.display()))
+        };
+        let template = template.ok_or_else(none)?;
         // Servers follow the same setting of the model's files as the tokenizer does.
         let added = tokenizer.encode("")?.first().and_then(|token| tokenizer.token_text(*token));
         Ok(Self { tokenizer, template, begin: added })
@@ -263,6 +262,23 @@ impl From<ProviderError> for StageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_without_weights_has_the_chat_format_of_the_models_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../llm/tests/fixtures/families.zip");
+        zip::ZipArchive::new(std::fs::File::open(fixtures).unwrap()).unwrap().extract(folder.path()).unwrap();
+        std::fs::remove_file(folder.path().join("llama31/model.safetensors")).unwrap();
+        let [ours, files] =
+            ["llama31", "llama31.gguf"].map(|name| ChatFormat::open(&folder.path().join(name)).unwrap());
+        assert_eq!((&ours.begin, ours.begin.as_deref()), (&files.begin, Some("<|begin_of_text|>")));
+        let written = |format: &ChatFormat| format.template.render(&[Message::new("user", "Hi")], true).unwrap();
+        assert_eq!(written(&ours), written(&files));
+        assert!(written(&ours).contains("user") && ours.count("a b c").unwrap() == files.count("a b c").unwrap());
+        std::fs::remove_file(folder.path().join("llama31/tokenizer.json")).unwrap();
+        let message = ChatFormat::open(&folder.path().join("llama31")).err().unwrap().to_string();
+        assert!(message.contains("tokenizer.json: it is missing"), "{message}");
+    }
 
     #[test]
     fn titles_cannot_open_or_close_a_turn() {

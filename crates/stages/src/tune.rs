@@ -41,6 +41,10 @@ impl Stage for TuneParams {
         let answers = [language::answer_token(&model, &self.yes)?, language::answer_token(&model, &self.no)?];
         let samples = learned(self, &model, answers, inputs, output)?;
         let valid = if inputs.has("valid") { Some(validation(self, &model, &inputs.table("valid")?)?) } else { None };
+        if let Some(valid) = &valid {
+            valid.check()?;
+        }
+        let left_out = valid.as_ref().map(|valid| valid.left_out);
         let settings = settings(self, context.seed, samples.len());
         let mut hooks = Hooks {
             context,
@@ -57,6 +61,9 @@ impl Stage for TuneParams {
         });
         let tuned = train(&model, &samples, &settings, base, &mut hooks)?;
         output.metric("samples", samples.len() as f64);
+        if let Some(left_out) = left_out {
+            output.metric("valid_left_out", left_out as f64);
+        }
         output.metric("tokens", samples.iter().map(|sample| sample.tokens.len() as f64).sum());
         record(&tuned, output);
         write_adapter(&tuned.adapter, output)?;
@@ -94,30 +101,42 @@ fn learned(
     Ok(samples)
 }
 
-/// The validation prompts with their labels; what cannot be read is left out.
+/// The validation prompts with their labels; what cannot be read is left out, and counted.
 fn validation(params: &TuneParams, model: &Arc<LanguageModel>, batch: &RecordBatch) -> Result<Validation, StageError> {
     let table = Table::new("valid", batch);
-    let mut valid = Validation { prompts: Vec::new(), labels: Vec::new() };
-    for (tokens, label) in encoded(params, model, &table)?.into_iter().zip(table.i8("label")?) {
+    let mut valid = Validation { prompts: Vec::new(), labels: Vec::new(), left_out: 0 };
+    for (row, (tokens, label)) in encoded(params, model, &table)?.into_iter().zip(table.i8("label")?).enumerate() {
         match tokens {
             Ok(tokens) => {
                 valid.prompts.push(tokens);
                 valid.labels.push(*label);
             }
-            Err(reason) => tracing::warn!(reason, "a validation prompt is left out"),
+            Err(reason) => {
+                tracing::warn!(row, reason, "a validation prompt is left out");
+                valid.left_out += 1;
+            }
         }
     }
     Ok(valid)
 }
 
+/// The prompts' tokens; one that is longer than the pipeline or the model allows is an error of its row.
 fn encoded(
     params: &TuneParams,
     model: &Arc<LanguageModel>,
     table: &Table<'_>,
 ) -> Result<Vec<Result<Vec<u32>, String>>, StageError> {
+    let context = model.config().context;
     let model = Language::Local(model.clone());
     let prompts = language::answer_prompts(&model, table, &params.system, params.max_prompt_tokens)?;
-    Ok(prompts.into_iter().map(|prompt| prompt.map(Prompt::into_tokens)).collect())
+    let tokens = |prompt: Prompt| match prompt.into_tokens() {
+        tokens if tokens.len() <= context => Ok(tokens),
+        tokens => Err(format!(
+            "the prompt has {} tokens, and the model's context is {context}; shorten the history (with.k of retrieve)",
+            tokens.len()
+        )),
+    };
+    Ok(prompts.into_iter().map(|prompt| prompt.and_then(tokens)).collect())
 }
 
 fn settings(params: &TuneParams, seed: u64, samples: usize) -> TuneSettings {
@@ -180,6 +199,21 @@ fn train(
 struct Validation {
     prompts: Vec<Vec<u32>>,
     labels: Vec<i8>,
+    left_out: usize,
+}
+
+impl Validation {
+    /// Refuses prompts that have no AUC: better than to learn it after the first steps.
+    fn check(&self) -> Result<(), StageError> {
+        let likes = self.labels.iter().filter(|&&label| label == 1).count();
+        if likes > 0 && likes < self.labels.len() {
+            return Ok(());
+        }
+        Err(StageError::Invalid(format!(
+            "input valid: {likes} of its {} prompts that can be read are of likes, and an AUC needs both likes and others; give more prompts (with.limit of retrieve), or leave `valid` out",
+            self.labels.len()
+        )))
+    }
 }
 
 /// What the training asks and tells.

@@ -11,40 +11,57 @@ use sha2::{Digest, Sha256};
 /// A task's checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Its number; later ones have larger numbers.
+    /// Its number; the next one has a larger number.
     pub number: u64,
     /// What was saved.
     pub state: Vec<u8>,
 }
 
 impl Store {
-    /// The last checkpoint of a task that is whole, if there is one.
+    /// The newest state of a task that can be read, under the largest number that is there, if one can. The two are
+    /// apart where the newest is damaged: the next save must have a number that is free.
     ///
     /// # Errors
-    /// When the store cannot be reached.
+    /// When the store cannot be listed.
     pub async fn checkpoint(&self, key: &Key) -> Result<Option<Checkpoint>, StoreError> {
-        let mut numbers = self.checkpoint_numbers(key).await?;
-        while let Some(number) = numbers.pop() {
-            let path = path(key, number);
-            // Another attempt may have replaced it meanwhile.
-            let Some(bytes) = self.get(&path).await? else { continue };
-            match unsealed(&bytes) {
-                Some(state) => return Ok(Some(Checkpoint { number, state: state.to_vec() })),
-                None => tracing::warn!(path = path.as_ref(), "a damaged checkpoint is passed over"),
+        let numbers = self.checkpoint_numbers(key).await?;
+        for &at in numbers.iter().rev() {
+            if let (Some(state), Some(&number)) = (self.checkpoint_state(&path(key, at)).await, numbers.last()) {
+                return Ok(Some(Checkpoint { number, state }));
             }
         }
         Ok(None)
     }
 
-    /// Puts a checkpoint, and removes those with smaller numbers. One that is there already is left as it is: another
-    /// attempt is as far.
+    /// What was saved there, if it is there and can be read.
+    async fn checkpoint_state(&self, path: &Path) -> Option<Vec<u8>> {
+        match self.get(path).await {
+            Ok(Some(bytes)) => {
+                let state = unsealed(&bytes).map(<[u8]>::to_vec);
+                if state.is_none() {
+                    tracing::warn!(path = path.as_ref(), "a damaged checkpoint is passed over");
+                }
+                state
+            }
+            // Another attempt has replaced it meanwhile.
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(path = path.as_ref(), %error, "a checkpoint that cannot be read is passed over");
+                None
+            }
+        }
+    }
+
+    /// Puts a checkpoint, and removes those with smaller numbers. One that is there already is left as it is, and the
+    /// smaller ones too: they are for whoever put it to remove, and if it is damaged they are all there is.
     ///
     /// # Errors
     /// When the store cannot be reached or is full.
     pub async fn put_checkpoint(&self, key: &Key, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let sealed = [hex(&Sha256::digest(&checkpoint.state)).as_bytes(), b"\n", &checkpoint.state].concat();
         match self.create(&path(key, checkpoint.number), sealed).await {
-            Ok(()) | Err(StoreError::Conflict { .. }) => {}
+            Ok(()) => {}
+            Err(StoreError::Conflict { .. }) => return Ok(()),
             Err(error) => return Err(error),
         }
         let numbers = self.checkpoint_numbers(key).await?;
@@ -106,6 +123,13 @@ fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use async_trait::async_trait;
+    use futures::stream::BoxStream;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+        PutOptions, PutPayload, PutResult, Result, memory::InMemory,
+    };
+    use std::sync::Arc;
 
     fn checkpoint(number: u64, state: &[u8]) -> Checkpoint {
         Checkpoint { number, state: state.to_vec() }
@@ -133,6 +157,73 @@ mod tests {
         store.put_checkpoint(&key, &checkpoint(7, b"second")).await.unwrap();
         assert_eq!(store.checkpoint(&key).await.unwrap(), Some(checkpoint(7, b"first")));
         store.create(&path(&key, 8), b"00\ncut".to_vec()).await.unwrap();
-        assert_eq!(store.checkpoint(&key).await.unwrap(), Some(checkpoint(7, b"first")));
+        assert_eq!(store.checkpoint(&key).await.unwrap(), Some(checkpoint(8, b"first")), "8 is taken");
+        store.put_checkpoint(&key, &checkpoint(8, b"lost")).await.unwrap();
+        assert_eq!(store.checkpoint(&key).await.unwrap(), Some(checkpoint(8, b"first")), "what is whole stays");
+        store.put_checkpoint(&key, &checkpoint(9, b"next")).await.unwrap();
+        assert_eq!(store.checkpoint(&key).await.unwrap(), Some(checkpoint(9, b"next")));
+        assert_eq!(store.checkpoint_numbers(&key).await.unwrap(), [9]);
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_read_is_passed_over() {
+        let key = Key("aa".into());
+        let (whole, unreadable) = (InMemory::new(), path(&key, 8));
+        let store = Store { objects: Arc::new(Unreadable { whole, unreadable }) };
+        store.put_checkpoint(&key, &checkpoint(7, b"first")).await.unwrap();
+        store.create(&path(&key, 8), b"whatever".to_vec()).await.unwrap();
+        assert_eq!(store.checkpoint(&key).await.unwrap(), Some(checkpoint(8, b"first")));
+    }
+
+    /// A store with one object that is listed and cannot be read, as a disk with a bad sector has.
+    #[derive(Debug)]
+    struct Unreadable {
+        whole: InMemory,
+        unreadable: Path,
+    }
+
+    impl std::fmt::Display for Unreadable {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("unreadable")
+        }
+    }
+
+    #[async_trait]
+    impl ObjectStore for Unreadable {
+        async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+            if *location == self.unreadable {
+                let source = "input/output error".into();
+                return Err(object_store::Error::Generic { store: "disk", source });
+            }
+            self.whole.get_opts(location, options).await
+        }
+
+        async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+            self.whole.put_opts(location, payload, options).await
+        }
+
+        async fn put_multipart_opts(
+            &self,
+            location: &Path,
+            options: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.whole.put_multipart_opts(location, options).await
+        }
+
+        fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+            self.whole.delete_stream(locations)
+        }
+
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.whole.list(prefix)
+        }
+
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.whole.list_with_delimiter(prefix).await
+        }
+
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.whole.copy_opts(from, to, options).await
+        }
     }
 }

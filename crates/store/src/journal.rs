@@ -1,5 +1,5 @@
-//! The journal of a run: numbered records put by create-if-absent. Whoever continues the numbering owns the run; the
-//! next put of anyone else conflicts, and tells it to stop.
+//! Journals: numbered records put by create-if-absent. Whoever continues the numbering owns what it tells of; the next
+//! put of anyone else conflicts, and tells it to stop.
 
 use crate::{Store, StoreError, run_path};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -9,19 +9,42 @@ use rallrec_core::ids::RunId;
 /// Records read at once during a replay: enough to hide an object store's latency.
 const READS_AT_ONCE: usize = 16;
 
-/// The journal of one run, as seen by one coordinator.
+/// A journal, as seen by one coordinator.
 #[derive(Debug)]
-pub struct RunJournal {
+pub struct Records {
     store: Store,
-    run: RunId,
+    folder: Path,
     writer: String,
     next: u64,
 }
 
-impl RunJournal {
+impl Records {
     /// The journal of `run`. `writer` tells this coordinator's records from every other's, and must be unique to it.
-    pub fn new(store: Store, run: RunId, writer: impl Into<String>) -> Self {
-        Self { store, run, writer: writer.into(), next: 0 }
+    pub fn of_run(store: Store, run: &RunId, writer: impl Into<String>) -> Self {
+        Self { folder: run_path(run, "journal"), store, writer: writer.into(), next: 0 }
+    }
+
+    /// The journal of the cluster: who leads, and which runs there are.
+    pub fn of_cluster(store: Store, writer: impl Into<String>) -> Self {
+        Self { folder: Path::from_iter(["cluster", "journal"]), store, writer: writer.into(), next: 0 }
+    }
+
+    /// Number of the record that is read or put next.
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
+    /// Records that were put since the last one that was read, without listing the folder.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or a record is not one of ours.
+    pub async fn follow(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut records = Vec::new();
+        while let Some(record) = self.try_read(self.next).await? {
+            records.push(record);
+            self.next += 1;
+        }
+        Ok(records)
     }
 
     /// Every record's payload, in order. Later records continue after them.
@@ -29,14 +52,13 @@ impl RunJournal {
     /// # Errors
     /// When the store cannot be reached, or a record is missing or not one of ours.
     pub async fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
-        let prefix = run_path(&self.run, "journal");
         let listed: Vec<_> = self
             .store
             .objects
-            .list(Some(&prefix))
+            .list(Some(&self.folder))
             .try_collect()
             .await
-            .map_err(|e| StoreError::object("list", prefix.as_ref(), e))?;
+            .map_err(|e| StoreError::object("list", self.folder.as_ref(), e))?;
         let count = listed.len() as u64;
         let records: Vec<Vec<u8>> =
             stream::iter(0..count).map(|n| self.read(n)).buffered(READS_AT_ONCE).try_collect().await?;
@@ -64,17 +86,21 @@ impl RunJournal {
     }
 
     async fn read(&self, number: u64) -> Result<Vec<u8>, StoreError> {
+        let missing = || damaged(&self.path(number), "the record is missing, but later ones are there");
+        self.try_read(number).await?.ok_or_else(missing)
+    }
+
+    async fn try_read(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.path(number);
-        let missing = || damaged(&path, "the record is missing, but later ones are there");
-        let bytes = self.store.get(&path).await?.ok_or_else(missing)?;
+        let Some(bytes) = self.store.get(&path).await? else { return Ok(None) };
         match bytes.iter().position(|&b| b == b'\n') {
-            Some(end) => Ok(bytes[end + 1..].to_vec()),
+            Some(end) => Ok(Some(bytes[end + 1..].to_vec())),
             None => Err(damaged(&path, "a record begins with a line that names its writer")),
         }
     }
 
     fn path(&self, number: u64) -> Path {
-        run_path(&self.run, "journal").join(format!("{number:012}.json"))
+        self.folder.clone().join(format!("{number:012}.json"))
     }
 }
 

@@ -1,11 +1,12 @@
 //! The object store: where truth lives.
 //!
 //! Artifacts (tables and their manifest, committed by create-if-absent), the journal of a run, checkpoints of
-//! unfinished tasks, and nothing else.
+//! unfinished tasks, and nothing else. Beside it, for sources that lie there: reading other people's buckets.
 //! Only `PutMode::Create` on keyed or numbered names decides anything, because that is what every object store and
 //! a local disk can do (`docs/adr/0004`). Deliberately absent: scheduling, leases, knowledge of stages.
 
 mod artifact;
+mod bucket;
 mod checkpoint;
 mod error;
 mod journal;
@@ -13,9 +14,10 @@ mod manifest;
 mod table;
 
 pub use artifact::{ArtifactWriter, Committed, Producer};
+pub use bucket::{Bucket, BucketError, BucketSettings, Object};
 pub use checkpoint::Checkpoint;
 pub use error::StoreError;
-pub use journal::RunJournal;
+pub use journal::Records;
 pub use manifest::{BadRow, Manifest, Part, TableManifest};
 pub use table::parquet_batches;
 

@@ -128,13 +128,13 @@ async fn a_second_writer_fences_off_the_first() {
     let (_folder, stores) = stores().await;
     for store in stores {
         let run = RunId("r".into());
-        let mut first = RunJournal::new(store.clone(), run.clone(), "a");
+        let mut first = Records::of_run(store.clone(), &run, "a");
         first.append(b"one").await.unwrap();
-        let mut second = RunJournal::new(store.clone(), run.clone(), "b");
+        let mut second = Records::of_run(store.clone(), &run, "b");
         assert_eq!(second.replay().await.unwrap(), [b"one".to_vec()]);
         second.append(b"two").await.unwrap();
         assert!(matches!(first.append(b"late").await, Err(StoreError::Conflict { .. })));
-        let mut reader = RunJournal::new(store.clone(), run.clone(), "c");
+        let mut reader = Records::of_run(store.clone(), &run, "c");
         assert_eq!(reader.replay().await.unwrap(), [b"one".to_vec(), b"two".to_vec()]);
         assert_eq!(store.runs().await.unwrap(), [run]);
     }

@@ -1,13 +1,14 @@
 //! One file over HTTP into `*.part`, resumed where an earlier try stopped, accepted only with the pinned SHA-256.
 //!
 //! What is on disk is trusted for its length only: the sum is taken over the whole file at the end, and a file that
-//! was resumed and comes out wrong is fetched once more from the start.
+//! was resumed and comes out wrong is fetched once more from the start. A file of which nobody knows the sum is never
+//! resumed.
 
-use super::files::sha256_of;
+use super::{files::sha256_of, record};
 use std::{
     fs::{self, OpenOptions},
     io::{self, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -31,12 +32,19 @@ impl Default for Patience {
 pub(super) struct Wanted<'a> {
     /// Where from.
     pub url: &'a str,
-    /// SHA-256 that it must have, hexadecimal; `None` where nobody says.
+    /// SHA-256 that it must have, hexadecimal; `None` where nobody says, and then it is fetched in one piece.
     pub sha256: Option<&'a str>,
     /// Bytes that it must have.
     pub bytes: u64,
     /// Value of the header of that name. It is not sent on to where a redirect leads.
     pub authorization: Option<&'a str>,
+}
+
+/// Where a file is gathered that is called `name`: a place of its own for each content, whatever names it has
+/// (`identity`: source, version and path, say).
+pub(super) fn part(downloads: &Path, name: &str, identity: &[&str]) -> PathBuf {
+    let of = record::digest(identity.iter().map(|word| (*word, "")));
+    downloads.join(format!("{}-{name}.part", &of[..16]))
 }
 
 /// Most requests for one file: each resumes the one before, and one that brings nothing ends the try.
@@ -53,6 +61,9 @@ pub(super) fn fetch(
     on_bytes: &dyn Fn(u64, u64),
 ) -> Result<(), String> {
     let mut whole = length(part) == 0;
+    if wanted.sha256.is_none() && part.exists() {
+        fs::remove_file(part).map_err(|e| format!("{}: {e}", part.display()))?;
+    }
     loop {
         fill(wanted, part, patience, on_bytes)?;
         let Some(pinned) = wanted.sha256 else { return Ok(()) };
@@ -82,7 +93,7 @@ fn fill(wanted: &Wanted<'_>, part: &Path, patience: Patience, on_bytes: &dyn Fn(
         fs::remove_file(part).map_err(|e| format!("{}: {e}", part.display()))?;
     }
     for _ in 0..MAX_REQUESTS {
-        let before = length(part);
+        let before = if wanted.sha256.is_some() { length(part) } else { 0 };
         if before == wanted.bytes && part.exists() {
             return Ok(());
         }
@@ -154,6 +165,6 @@ fn request(
     Ok(())
 }
 
-fn length(path: &Path) -> u64 {
+pub(super) fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |m| m.len())
 }

@@ -16,9 +16,7 @@ pub enum SourceError {
         known: Vec<String>,
     },
     /// It is not here and must not be pulled.
-    #[error(
-        "source `{name}` is not here ({folder}) and pulling is off; run `rallrec {command} pull {name}` while online, or add `--from PATH`"
-    )]
+    #[error("source `{name}` is not here ({folder}) and pulling is off; run `rallrec {command} pull {name}` while online, or {}", other_way(.name))]
     Offline {
         /// Its name.
         name: String,
@@ -39,13 +37,21 @@ pub enum SourceError {
         /// What the files are called.
         files: Vec<String>,
     },
-    /// The Hugging Face Hub does not give it.
-    #[error("source `{name}` could not be pulled from {endpoint}: {why}")]
-    Hub {
+    /// `--from` was given for a source that nobody could check the files of.
+    #[error(
+        "`{name}` takes no --from, as nothing says what its files must be; name a folder or a file of your own as `source: file:PATH`"
+    )]
+    NoFrom {
+        /// The source as it was named.
+        name: String,
+    },
+    /// The Hugging Face Hub, or a bucket, does not give it.
+    #[error("source `{name}` could not be pulled from {from}: {why}")]
+    Remote {
         /// The source as the pipeline has it.
         name: String,
         /// Where it was looked for.
-        endpoint: String,
+        from: String,
         /// Why not.
         why: String,
     },
@@ -98,6 +104,11 @@ impl SourceError {
 
     /// Whether the user gave something wrong, rather than something being out of reach.
     pub fn is_invalid_input(&self) -> bool {
-        matches!(self, Self::Unknown { .. } | Self::Mismatch { .. } | Self::Archive { .. })
+        matches!(self, Self::Unknown { .. } | Self::NoFrom { .. } | Self::Mismatch { .. } | Self::Archive { .. })
     }
+}
+
+/// How to have a source without a network.
+fn other_way(name: &str) -> &'static str {
+    if name.contains(':') { "bring its files here and name them as `source: file:PATH`" } else { "add `--from PATH`" }
 }

@@ -9,6 +9,7 @@ use super::{
     Patience, PullEvent, SourceError, SourceRecord,
     download::{self, Wanted},
     files::sha256_of,
+    model_files::model_files,
     pull::{Staging, now_ms},
     record::RecordedFile,
 };
@@ -81,7 +82,7 @@ struct Listed {
 /// Fetches a source into a staging folder and records it.
 ///
 /// # Errors
-/// [`SourceError::Hub`] with what the Hub said.
+/// [`SourceError::Remote`] with what the Hub said.
 pub(super) fn pull(
     hub: &Hub,
     source: &str,
@@ -90,7 +91,7 @@ pub(super) fn pull(
     patience: Patience,
     on: &dyn Fn(PullEvent),
 ) -> Result<SourceRecord, SourceError> {
-    let failed = |why: String| SourceError::Hub { name: source.to_owned(), endpoint: hub.endpoint.clone(), why };
+    let failed = |why: String| SourceError::Remote { name: source.to_owned(), from: hub.endpoint.clone(), why };
     let reference = Reference::parse(source).ok_or_else(|| failed("write hf:OWNER/REPO".into()))?;
     on(PullEvent::Trying { mirror: format!("{}/{}/{}", hub.endpoint, reference.owner, reference.repository) });
     let listing = listing(hub, &reference, patience).map_err(failed)?;
@@ -106,10 +107,10 @@ pub(super) fn pull(
     let (mut before, mut recorded) = (0, Vec::new());
     for file in &files {
         let Reference { owner, repository, .. } = reference;
-        let url = format!("{}/{owner}/{repository}/resolve/{commit}/{}", hub.endpoint, file.name);
+        let url = format!("{}/{owner}/{repository}/resolve/{commit}/{}", hub.endpoint, escaped(&file.name));
         let name = file.name.rsplit('/').next().unwrap_or(&file.name).to_owned();
         // Outside the staging folder and under its commit, so that a pull that was interrupted goes on.
-        let part = downloads.join(format!("{commit}-{name}.part"));
+        let part = download::part(downloads, &name, &[source, &commit, &file.name]);
         let authorization = hub.authorization();
         let wanted = Wanted {
             url: &url,
@@ -174,38 +175,27 @@ fn listed(listing: &Value) -> Vec<Listed> {
     files
 }
 
-/// The named file; or else what a model is read from: all weights in safetensors with their configuration and
-/// tokenizer, or the only GGUF file.
+/// The named file; or else what a model is read from.
 fn chosen(files: &[Listed], named: Option<&str>) -> Result<Vec<Listed>, String> {
-    if let Some(name) = named {
-        let found = files.iter().find(|f| f.name == name);
-        let same_end = || files.iter().filter(|f| f.name.ends_with(ending(name))).map(|f| f.name.as_str());
-        return found.map(|f| vec![f.clone()]).ok_or_else(|| {
-            let near: Vec<&str> = same_end().take(8).collect();
-            format!("there is no file {name} in it; there are: {}", near.join(", "))
-        });
-    }
-    let top = |f: &&Listed| !f.name.contains('/');
-    let weights = files.iter().filter(top).any(|f| f.name.ends_with(".safetensors"));
-    if weights {
-        let part = |f: &&Listed| {
-            [".safetensors", ".json", ".jinja"].iter().any(|end| f.name.ends_with(end)) || f.name == "merges.txt"
-        };
-        return Ok(files.iter().filter(top).filter(part).cloned().collect());
-    }
-    let gguf: Vec<&Listed> = files.iter().filter(|f| f.name.ends_with(".gguf")).collect();
-    match gguf[..] {
-        [file] => Ok(vec![file.clone()]),
-        [] => Err("it has weights neither in .safetensors nor in .gguf".into()),
-        _ => {
-            let names: Vec<&str> = gguf.iter().take(16).map(|f| f.name.as_str()).collect();
-            Err(format!("it has several .gguf files; add /FILE: {}", names.join(", ")))
-        }
-    }
+    let Some(name) = named else {
+        return Ok(model_files(files, |f| &f.name)?.into_iter().cloned().collect());
+    };
+    let found = files.iter().find(|f| f.name == name);
+    let same_end = || files.iter().filter(|f| f.name.ends_with(ending(name))).map(|f| f.name.as_str());
+    found.map(|f| vec![f.clone()]).ok_or_else(|| {
+        let near: Vec<&str> = same_end().take(8).collect();
+        format!("there is no file {name} in it; there are: {}", near.join(", "))
+    })
 }
 
 fn ending(name: &str) -> &str {
     Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default()
+}
+
+/// A file's name as a part of an address.
+fn escaped(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~' | b'/');
+    name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 #[cfg(test)]
@@ -225,23 +215,16 @@ mod tests {
     }
 
     #[test]
-    fn what_a_model_is_read_from_is_chosen() {
-        let names = |chosen: Vec<Listed>| chosen.into_iter().map(|f| f.name).collect::<Vec<_>>();
-        let all = files(&[
-            "README.md",
-            "config.json",
-            "model.safetensors",
-            "onnx/model.onnx",
-            "original/a.safetensors",
-            "pytorch_model.bin",
-            "tokenizer.json",
-        ]);
-        assert_eq!(names(chosen(&all, None).unwrap()), ["config.json", "model.safetensors", "tokenizer.json"]);
-        let several = files(&["a-Q4.gguf", "a-Q8.gguf"]);
-        assert!(chosen(&several, None).unwrap_err().contains("add /FILE: a-Q4.gguf, a-Q8.gguf"));
-        assert_eq!(names(chosen(&several, Some("a-Q8.gguf")).unwrap()), ["a-Q8.gguf"]);
-        assert!(chosen(&several, Some("b.gguf")).unwrap_err().contains("there are: a-Q4.gguf"));
-        assert!(chosen(&files(&["a.bin"]), None).is_err());
+    fn a_named_file_is_taken_or_others_are_told() {
+        let several = files(&["a-Q4.gguf", "a-Q8.gguf", "README.md"]);
+        let named = chosen(&several, Some("a-Q8.gguf")).unwrap();
+        assert_eq!(named, several[1..2]);
+        assert!(chosen(&several, Some("b.gguf")).unwrap_err().ends_with("there are: a-Q4.gguf, a-Q8.gguf"));
+    }
+
+    #[test]
+    fn names_are_escaped_in_addresses() {
+        assert_eq!(escaped("d/a b#1.é.json"), "d/a%20b%231.%C3%A9.json");
     }
 
     #[test]

@@ -10,9 +10,11 @@ mod download;
 mod error;
 mod files;
 mod hub;
+mod model_files;
 mod package;
 mod pull;
 mod record;
+mod s3;
 #[cfg(test)]
 mod tests;
 
@@ -21,5 +23,5 @@ pub use digest::DigestCache;
 pub use download::Patience;
 pub use error::SourceError;
 pub use hub::Hub;
-pub use pull::{PullEvent, Sources};
+pub use pull::{PullEvent, Sources, is_remote};
 pub use record::{RecordedFile, SourceRecord};

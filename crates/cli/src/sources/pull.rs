@@ -6,8 +6,9 @@
 use super::{
     Entry, FilePin, Hub, Mirror, Patience, RecordedFile, Role, Route, SourceError, SourceRecord, Variant, download,
     files::{Candidate, candidates, sha256_of},
-    hub, package, record,
+    hub, package, record, s3,
 };
+use rallrec_store::BucketSettings;
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -68,12 +69,13 @@ pub struct Sources {
     entries: Vec<Entry>,
     patience: Patience,
     hub: Hub,
+    buckets: BucketSettings,
 }
 
 impl Sources {
-    /// Sources kept in `folder`, out of `entries`.
+    /// Sources kept in `folder`, out of `entries`; `hf:` and `s3:` sources as the environment says.
     pub fn new(folder: PathBuf, entries: Vec<Entry>, patience: Patience) -> Self {
-        Self { folder, entries, patience, hub: Hub::from_environment() }
+        Self { folder, entries, patience, hub: Hub::from_environment(), buckets: BucketSettings::from_environment() }
     }
 
     /// With `hf:` sources from this Hub.
@@ -127,12 +129,24 @@ impl Sources {
         Ok(Some(record))
     }
 
+    /// The catalogue entry that can be taken from files of the user's own.
+    ///
+    /// # Errors
+    /// [`SourceError::NoFrom`] for a source outside the catalogue; [`SourceError::Unknown`].
+    pub fn takes_from(&self, name: &str) -> Result<&Entry, SourceError> {
+        if is_remote(name) { Err(SourceError::NoFrom { name: name.to_owned() }) } else { self.entry(name) }
+    }
+
     /// Makes sure that a source is here: from `from` if given, else from its mirrors in order.
     ///
     /// # Errors
     /// See [`SourceError`].
     pub fn pull(&self, name: &str, from: Option<&Path>, on: &dyn Fn(PullEvent)) -> Result<SourceRecord, SourceError> {
-        let entry = if is_remote(name) { None } else { Some(self.entry(name)?) };
+        let entry = match from {
+            Some(_) => Some(self.takes_from(name)?),
+            None if is_remote(name) => None,
+            None => Some(self.entry(name)?),
+        };
         if let Some(record) = self.pulled(name, false)? {
             return Ok(record);
         }
@@ -150,7 +164,12 @@ impl Sources {
             (Some(entry), None) => self.take_mirrors(entry, on)?,
             (None, _) => {
                 let staging = Staging::begin(&self.folder, &folder_name(name))?;
-                hub::pull(&self.hub, name, &staging, &self.folder.join("downloads"), self.patience, on)?
+                let downloads = self.folder.join("downloads");
+                if name.starts_with("s3:") {
+                    s3::pull(&self.buckets, name, &staging, &downloads, self.patience, on)?
+                } else {
+                    hub::pull(&self.hub, name, &staging, &downloads, self.patience, on)?
+                }
             }
         };
         on(PullEvent::Done { record: record.clone(), folder: self.folder(name) });
@@ -293,9 +312,9 @@ impl Drop for Staging {
     }
 }
 
-/// Whether a source is none of the catalogue's.
-fn is_remote(name: &str) -> bool {
-    name.starts_with("hf:")
+/// Whether a source is none of the catalogue's: only models are.
+pub fn is_remote(name: &str) -> bool {
+    name.starts_with("hf:") || name.starts_with("s3:")
 }
 
 /// A source's name as the name of a folder. A catalogue name is one already; others may differ in signs that folders

@@ -48,6 +48,8 @@ pub fn apply(state: &mut RunState, event: &Event) -> Result<(), IllegalTransitio
         (Active | Cancelling | Finished(RunOutcome::Failed | RunOutcome::Cancelled), Event::RunResumed { .. }) => {
             resume(state)
         }
+        // What is owed stays owed, and who is at work stays so.
+        (Active | Cancelling, Event::RunTakenOver { .. }) => {}
         (Active | Cancelling, Event::StageSharded { stage, rows }) => return shard(state, *stage, *rows),
         (
             Active | Cancelling,
@@ -192,6 +194,7 @@ impl Event {
         match self {
             Self::RunStarted { .. } => "run_started",
             Self::RunResumed { .. } => "run_resumed",
+            Self::RunTakenOver { .. } => "run_taken_over",
             Self::StageSharded { .. } => "stage_sharded",
             Self::TaskReused { .. } => "task_reused",
             Self::TaskMissing { .. } => "task_missing",

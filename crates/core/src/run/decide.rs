@@ -1,8 +1,11 @@
 //! Inputs to events: every policy of a run is here, and none in [`super::apply`].
 
-use super::{Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, retry};
+use super::{
+    Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, retry, state::Rank,
+};
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
+    lane::Slots,
     task::{ArtifactSummary, FailureClass, Outcome, TaskReport},
 };
 
@@ -13,6 +16,8 @@ pub enum Input {
     Start,
     /// Go on after a crash or a stop; workers of earlier attempts are gone.
     Resume,
+    /// Another coordinator goes on; the workers are still there, and so is what they have begun.
+    TakeOver,
     /// The store's answer to [`super::Effect::Probe`].
     Probed {
         /// The task.
@@ -29,10 +34,17 @@ pub enum Input {
         /// The worker.
         worker: WorkerId,
     },
-    /// A pool can take this many further tasks.
+    /// Nobody has an attempt any more: its offer is gone from the queue, or the worker that began it does not know it.
+    AttemptLost {
+        /// The task.
+        task: TaskId,
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// Slots can take this many further tasks.
     Capacity {
-        /// The pool.
-        pool: String,
+        /// Which.
+        slots: Slots,
         /// How many.
         free: u32,
     },
@@ -104,12 +116,14 @@ pub fn decide(state: &RunState, input: Input, now: TimeMs) -> Result<Vec<Event>,
         (Phase::Created, _) => Err(Rejection::NotBegun),
         (_, Input::Start) => Err(Rejection::Begun),
         (Phase::Finished(RunOutcome::Done), Input::Resume) => Err(Rejection::Over),
-        (_, Input::Resume) => Ok(resume(state, now)),
+        (_, Input::Resume) => Ok(resume(state, Event::RunResumed { at: now })),
         (Phase::Finished(_), _) => Err(Rejection::Over),
+        (_, Input::TakeOver) => Ok(resume(state, Event::RunTakenOver { at: now })),
         (_, Input::Probed { task, after, found }) => probed(state, task, after, found, now),
         (_, Input::Report(report)) => reported(state, report, now),
         (_, Input::WorkerLost { worker }) => Ok(worker_lost(state, &worker, now)),
-        (Phase::Active, Input::Capacity { pool, free }) => Ok(dispatch(state, &pool, free, now)),
+        (_, Input::AttemptLost { task, attempt }) => attempt_lost(state, task, attempt, now),
+        (Phase::Active, Input::Capacity { slots, free }) => Ok(dispatch(state, &slots, free, now)),
         (Phase::Cancelling, Input::Capacity { .. }) => Ok(Vec::new()),
         (Phase::Active, Input::Cancel) => Ok(vec![Event::CancelRequested { at: now }]),
         (Phase::Cancelling, Input::Cancel) => Err(Rejection::Over),
@@ -121,9 +135,9 @@ pub fn decide(state: &RunState, input: Input, now: TimeMs) -> Result<Vec<Event>,
 }
 
 /// Also cuts the stages that a crash between two events left uncut.
-fn resume(state: &RunState, now: TimeMs) -> Vec<Event> {
+fn resume(state: &RunState, first: Event) -> Vec<Event> {
     let mut cut = vec![None; state.plan.stages.len()];
-    let mut events = vec![Event::RunResumed { at: now }];
+    let mut events = vec![first];
     for (stage, planned) in state.plan.stages.iter().enumerate() {
         let Some(drive) = planned.drive() else { continue };
         let driving = state.table_rows(drive.stage, &drive.table).or(cut[drive.stage as usize]);
@@ -190,6 +204,10 @@ fn on_running(
     match outcome {
         Outcome::Started if running.worker.as_ref() == Some(&worker) => Err(Rejection::Duplicate { task }),
         Outcome::Started => Ok(vec![Event::TaskStarted { task, attempt: running.attempt, worker, at: now }]),
+        // It stopped by itself, to drain: no sign of a bad task.
+        Outcome::Failed { class: FailureClass::Lost, message } => {
+            Ok(vec![replaced(task, running.attempt, message, now)])
+        }
         Outcome::Failed { class, message } => {
             Ok(failed(state, task, running.attempt, class, message, now).into_iter().collect())
         }
@@ -220,12 +238,34 @@ fn worker_lost(state: &RunState, worker: &WorkerId, now: TimeMs) -> Vec<Event> {
     theirs.collect()
 }
 
-/// The first ready tasks of a pool: retries that are due, then by rank.
-fn dispatch(state: &RunState, pool: &str, free: u32, now: TimeMs) -> Vec<Event> {
-    let Some(pool) = state.pool(pool) else { return Vec::new() };
-    let due = state.index.delayed[pool].iter().take_while(|(at, _)| *at <= now).map(|(_, task)| *task);
-    let ready = state.index.ready[pool].iter().map(|(_, task)| *task);
-    let first = due.chain(ready).take(free as usize);
+/// That nobody has an attempt any more says nothing about its task.
+fn attempt_lost(state: &RunState, task: TaskId, attempt: Attempt, now: TimeMs) -> Result<Vec<Event>, Rejection> {
+    let run = state.task_run(task).ok_or(Rejection::Unknown { task, attempt })?;
+    match &run.state {
+        TaskState::Running(running) if running.attempt == attempt => {
+            Ok(vec![replaced(task, attempt, "nobody has this attempt any more".into(), now)])
+        }
+        _ => Err(Rejection::Stale { task }),
+    }
+}
+
+fn replaced(task: TaskId, attempt: Attempt, message: String, now: TimeMs) -> Event {
+    let next = Next::Replace { counts: false };
+    Event::TaskFailed { task, attempt: Some(attempt), class: FailureClass::Lost, message, next, at: now }
+}
+
+/// The first ready tasks of some slots: retries that are due, then by rank.
+fn dispatch(state: &RunState, slots: &Slots, free: u32, now: TimeMs) -> Vec<Event> {
+    let free = free as usize;
+    let (mut due, mut ready): (Vec<&(TimeMs, TaskId)>, Vec<&Rank>) = (Vec::new(), Vec::new());
+    for lane in state.lanes_of(slots) {
+        due.extend(state.index.delayed[lane].iter().take_while(|(at, _)| *at <= now).take(free));
+        ready.extend(state.index.ready[lane].iter().take(free));
+    }
+    due.sort_unstable();
+    ready.sort_unstable();
+    let due = due.into_iter().map(|(_, task)| *task);
+    let first = due.chain(ready.into_iter().map(|(_, task)| *task)).take(free);
     let events = first.filter_map(|task| {
         let run = state.task_run(task)?;
         debug_assert!(matches!(run.state, TaskState::Ready(Ready { .. })));

@@ -26,6 +26,11 @@ pub enum Event {
         /// When.
         at: TimeMs,
     },
+    /// Another coordinator took the run over; attempts that were running go on.
+    RunTakenOver {
+        /// When.
+        at: TimeMs,
+    },
     /// The row count of a row-wise stage became known, and with it its shards.
     StageSharded {
         /// Position of the stage in the plan.

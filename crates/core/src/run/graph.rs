@@ -1,8 +1,9 @@
-//! What a plan implies and a run asks often: who reads whom, row limits, pools.
+//! What a plan implies and a run asks often: who reads whom, row limits, lanes.
 
 use crate::{
     ids::StageName,
     kind::Mode,
+    lane::Lane,
     plan::{Need, Plan},
 };
 
@@ -43,10 +44,10 @@ pub(super) struct Graph {
     pub(super) readers: Vec<Vec<Edge>>,
     /// Most rows that each stage reads of its driving table.
     pub(super) limits: Vec<Option<u64>>,
-    /// Names of the pools, each once.
-    pub(super) pools: Vec<String>,
-    /// Position of each stage's pool in `pools`.
-    pub(super) pool_of: Vec<usize>,
+    /// Lanes, each once, in the plan's order.
+    pub(super) lanes: Vec<Lane>,
+    /// Position of each stage's lane in `lanes`.
+    pub(super) lane_of: Vec<usize>,
 }
 
 impl Graph {
@@ -54,8 +55,8 @@ impl Graph {
         let mut graph = Self {
             readers: vec![Vec::new(); plan.stages.len()],
             limits: Vec::new(),
-            pools: Vec::new(),
-            pool_of: Vec::new(),
+            lanes: Vec::new(),
+            lane_of: Vec::new(),
         };
         for (position, stage) in plan.stages.iter().enumerate() {
             let params = stage.params().map_err(|source| PlanDefect::Params { stage: stage.name.clone(), source })?;
@@ -70,11 +71,12 @@ impl Graph {
                     drive: need.mode == Mode::Drive,
                 });
             }
-            let pool = graph.pools.iter().position(|p| *p == stage.resources.pool).unwrap_or_else(|| {
-                graph.pools.push(stage.resources.pool.clone());
-                graph.pools.len() - 1
-            });
-            graph.pool_of.push(pool);
+            let lane = Lane::of(stage);
+            let known = graph.lanes.iter().position(|l| *l == lane);
+            graph.lane_of.push(known.unwrap_or(graph.lanes.len()));
+            if known.is_none() {
+                graph.lanes.push(lane);
+            }
         }
         Ok(graph)
     }

@@ -100,7 +100,7 @@ mod tests {
             Just(Next::GiveUp),
         ];
         let outcome = prop_oneof![Just(RunOutcome::Done), Just(RunOutcome::Failed), Just(RunOutcome::Cancelled)];
-        (task, summary, class, next, outcome, ".*", any::<u32>(), any::<u64>(), 0..11u8).prop_map(
+        (task, summary, class, next, outcome, ".*", any::<u32>(), any::<u64>(), 0..12u8).prop_map(
             |(task, summary, class, next, outcome, text, n, t, which)| {
                 let (at, attempt, worker, key) = (TimeMs(t), Attempt(n), WorkerId(text.clone()), Key(text.clone()));
                 match which {
@@ -125,6 +125,7 @@ mod tests {
                         at,
                     },
                     9 => Event::CancelRequested { at },
+                    10 => Event::RunTakenOver { at },
                     _ => Event::RunFinished { outcome, at },
                 }
             },

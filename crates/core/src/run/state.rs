@@ -11,6 +11,7 @@ use super::{
 use crate::{
     ids::{Attempt, RowRange, RunId, TaskId, TimeMs, WorkerId},
     key::Key,
+    lane::{Lane, Slots},
     plan::{Need, Plan},
     task::{ArtifactSummary, FailureClass},
 };
@@ -140,7 +141,7 @@ impl Sharded {
     }
 }
 
-/// Place of a task in its pool's queue. Stages of one task come first: whole stages wait for each of them. Then the
+/// Place of a task in its lane's queue. Stages of one task come first: whole stages wait for each of them. Then the
 /// plan's order, which also keeps one model's shards together.
 pub(super) type Rank = (bool, TaskId);
 
@@ -148,16 +149,16 @@ pub(super) type Rank = (bool, TaskId);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Index {
     pub(super) unprobed: BTreeSet<TaskId>,
-    /// By pool: ready at any time.
+    /// By lane: ready at any time.
     pub(super) ready: Vec<BTreeSet<Rank>>,
-    /// By pool: ready from a time on.
+    /// By lane: ready from a time on.
     pub(super) delayed: Vec<BTreeSet<(TimeMs, TaskId)>>,
     /// Handed out, not begun.
     pub(super) offered: BTreeSet<TaskId>,
     /// Begun.
     pub(super) running: BTreeSet<TaskId>,
-    /// By pool: handed out, begun or not.
-    pub(super) in_pool: Vec<u32>,
+    /// By lane: handed out, begun or not.
+    pub(super) handed_out: Vec<u32>,
     pub(super) failed: BTreeSet<TaskId>,
     /// Tasks of sharded stages that are not done.
     pub(super) open_tasks: u64,
@@ -209,11 +210,11 @@ impl RunState {
     /// When the plan is not one that validation lets pass.
     pub fn new(run: RunId, plan: Arc<Plan>) -> Result<Self, PlanDefect> {
         let graph = Graph::new(&plan)?;
-        let pools = graph.pools.len();
+        let lanes = graph.lanes.len();
         let index = Index {
-            ready: vec![BTreeSet::new(); pools],
-            delayed: vec![BTreeSet::new(); pools],
-            in_pool: vec![0; pools],
+            ready: vec![BTreeSet::new(); lanes],
+            delayed: vec![BTreeSet::new(); lanes],
+            handed_out: vec![0; lanes],
             unsharded: narrow(plan.stages.len() as u64),
             ..Index::default()
         };
@@ -276,14 +277,24 @@ impl RunState {
         Some(&self.task_run(task)?.key)
     }
 
-    /// Names of the pools that the plan asks for.
-    pub fn pools(&self) -> &[String] {
-        &self.graph.pools
+    /// The lanes that the plan asks for, in its order.
+    pub fn lanes(&self) -> &[Lane] {
+        &self.graph.lanes
     }
 
-    /// Tasks of a pool that are handed out, begun or not.
-    pub fn in_pool(&self, pool: &str) -> u32 {
-        self.pool(pool).map_or(0, |p| self.index.in_pool[p])
+    /// The lane of a stage's tasks.
+    pub fn lane(&self, stage: u32) -> Option<&Lane> {
+        Some(&self.graph.lanes[*self.graph.lane_of.get(stage as usize)?])
+    }
+
+    /// Tasks of these slots that are handed out, begun or not.
+    pub fn handed_out(&self, slots: &Slots) -> u32 {
+        self.lanes_of(slots).map(|lane| self.index.handed_out[lane]).sum()
+    }
+
+    /// Tasks of these slots that could be handed out now, or as soon as their wait for another attempt is over.
+    pub fn waiting(&self, slots: &Slots) -> u64 {
+        self.lanes_of(slots).map(|lane| (self.index.ready[lane].len() + self.index.delayed[lane].len()) as u64).sum()
     }
 
     /// Earliest time at which a task that waits for its next attempt becomes ready.
@@ -299,8 +310,15 @@ impl RunState {
         }
     }
 
-    pub(super) fn pool(&self, name: &str) -> Option<usize> {
-        self.graph.pools.iter().position(|p| p == name)
+    /// Positions of the lanes that these slots serve.
+    pub(super) fn lanes_of<'a>(&'a self, slots: &'a Slots) -> impl Iterator<Item = usize> + 'a {
+        self.graph.lanes.iter().enumerate().filter(|(_, lane)| slots.serve(lane)).map(|(position, _)| position)
+    }
+
+    /// Every task that is handed out, with who is at it.
+    pub fn all_handed_out(&self) -> impl Iterator<Item = (TaskId, &Running)> {
+        let tasks = self.index.offered.iter().chain(&self.index.running);
+        tasks.filter_map(|task| Some((*task, self.running(*task)?)))
     }
 
     pub(super) fn sharded(&self, stage: u32) -> Option<&Sharded> {
@@ -416,17 +434,17 @@ impl RunState {
 
     /// Takes a task out of the index of its present state.
     fn unindex(&mut self, task: TaskId) {
-        let pool = self.graph.pool_of[task.stage as usize];
+        let lane = self.graph.lane_of[task.stage as usize];
         let rank = self.rank(task);
         match self.run_mut(task).state.clone() {
             TaskState::Unprobed(_) => drop(self.index.unprobed.remove(&task)),
             TaskState::Blocked => {}
-            TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[pool].remove(&rank)),
-            TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[pool].remove(&(not_before, task))),
+            TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[lane].remove(&rank)),
+            TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[lane].remove(&(not_before, task))),
             TaskState::Running(running) => {
                 let set = if running.worker.is_some() { &mut self.index.running } else { &mut self.index.offered };
                 set.remove(&task);
-                self.index.in_pool[pool] -= 1;
+                self.index.handed_out[lane] -= 1;
             }
             TaskState::Done(_) => {}
             TaskState::Failed(_) => {
@@ -438,17 +456,17 @@ impl RunState {
 
     /// Puts a task into the index of its present state.
     fn enter(&mut self, task: TaskId) {
-        let pool = self.graph.pool_of[task.stage as usize];
+        let lane = self.graph.lane_of[task.stage as usize];
         let rank = self.rank(task);
         match self.run_mut(task).state.clone() {
             TaskState::Unprobed(_) => drop(self.index.unprobed.insert(task)),
             TaskState::Blocked => {}
-            TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[pool].insert(rank)),
-            TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[pool].insert((not_before, task))),
+            TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[lane].insert(rank)),
+            TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[lane].insert((not_before, task))),
             TaskState::Running(running) => {
                 let set = if running.worker.is_some() { &mut self.index.running } else { &mut self.index.offered };
                 set.insert(task);
-                self.index.in_pool[pool] += 1;
+                self.index.handed_out[lane] += 1;
             }
             TaskState::Done(done) => {
                 self.index.open_tasks -= 1;

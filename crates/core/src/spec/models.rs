@@ -19,7 +19,7 @@ use std::rc::Rc;
 /// A catalogue name for examples.
 const EXAMPLE: &str = "smollm2-135m-instruct";
 /// Forms of a source other than a catalogue name.
-const FORMS: &str = "`file:PATH` or `hf:OWNER/REPO`";
+const FORMS: &str = "`file:PATH`, `hf:OWNER/REPO` or `s3://BUCKET/PATH`";
 
 /// The declared models.
 pub(super) fn read(reader: &mut Reader, entries: &[Entry]) -> (Declared, Vec<Model>) {
@@ -146,13 +146,21 @@ pub(super) fn source(reader: &mut Reader, node: &Node, key: &str) -> Option<Stri
     let right = match source.split_once(':') {
         Some(("file", path)) => !path.is_empty(),
         Some(("hf", repository)) => hugging_face(repository),
+        Some(("s3", place)) => bucket(place),
         _ => super::lower::is_catalogue_name(&source),
     };
     if right {
         return Some(source);
     }
+    if source.contains("://") && source.contains(['?', '@']) {
+        reader.out.hide(node.span);
+        let message = "an address with a `?` or an `@` is no source (it is not shown, lest a key be in it)";
+        reader.out.error(node.span, message, Some(format!("write a catalogue name such as `{EXAMPLE}`, {FORMS}")));
+        return None;
+    }
     let help = match source.split_once(':') {
         Some(("hf", _)) => "write `hf:OWNER/REPO`, `hf:OWNER/REPO@REVISION` or `hf:OWNER/REPO/FILE`".to_owned(),
+        Some(("s3", _)) => "write `s3://BUCKET/PATH`, where PATH is a .gguf file or the folder of a model".to_owned(),
         Some(("http" | "https", _)) => {
             format!("for a server write `provider: openai`, `url` and `model`; else a catalogue name, {FORMS}")
         }
@@ -177,6 +185,17 @@ fn hugging_face(text: &str) -> bool {
     let (owner, repository) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let (name, revision) = repository.split_once('@').unwrap_or((repository, "main"));
     word(owner) && word(name) && word(revision) && parts.all(word)
+}
+
+/// Whether `//BUCKET[/PATH]` is one. A `?` would begin a signature, which is a secret.
+fn bucket(text: &str) -> bool {
+    let Some(place) = text.strip_prefix("//") else { return false };
+    let (bucket, path) = place.split_once('/').unwrap_or((place, ""));
+    let path = path.strip_suffix('/').unwrap_or(path);
+    (3..=63).contains(&bucket.len())
+        && bucket.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && !path.contains(|c: char| c.is_control() || matches!(c, '?' | '#' | '\\'))
+        && (path.is_empty() || path.split('/').all(|name| !matches!(name, "" | "." | "..")))
 }
 
 fn sha256(reader: &mut Reader, node: &Node, source: Option<&str>) -> Option<()> {

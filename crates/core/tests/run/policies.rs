@@ -66,7 +66,7 @@ fn committed(rows: &[(&str, u64)]) -> Outcome {
 /// The next attempt at the source, begun.
 fn attempt(state: &mut RunState, now: u64) {
     probe(state, SOURCE, None);
-    let events = tell(state, now, Input::Capacity { pool: "cpu".into(), free: 1 }).unwrap();
+    let events = tell(state, now, Input::Capacity { slots: "cpu".into(), free: 1 }).unwrap();
     assert_eq!(events.len(), 1, "{:?}", state.task(SOURCE));
     let number = state.attempts(SOURCE).unwrap();
     tell(state, now, report(SOURCE, number, Outcome::Started)).unwrap();
@@ -119,7 +119,7 @@ fn transient_failures_wait_and_then_use_up_the_attempts() {
         let due = state.next_retry().unwrap().0;
         let nominal = 1000 << (n - 1);
         assert!((now + nominal / 2..=now + nominal).contains(&due), "{due}");
-        assert!(tell(&mut state, due - 1, Input::Capacity { pool: "cpu".into(), free: 1 }).unwrap().is_empty());
+        assert!(tell(&mut state, due - 1, Input::Capacity { slots: "cpu".into(), free: 1 }).unwrap().is_empty());
         now = due;
         // Probed again by `attempt`: as after a crash.
         tell(&mut state, now, Input::Resume).unwrap();
@@ -175,11 +175,11 @@ fn cancelling_withdraws_offers_waits_for_running_ones_and_can_be_resumed() {
     probe(&mut state, SOURCE, Some(&[("a", 3)]));
     let shard = |shard| TaskId { stage: 1, shard };
     (0..3).for_each(|s| drop(probe(&mut state, shard(s), None)));
-    tell(&mut state, 0, Input::Capacity { pool: "cpu".into(), free: 2 }).unwrap();
+    tell(&mut state, 0, Input::Capacity { slots: "cpu".into(), free: 2 }).unwrap();
     tell(&mut state, 0, report(shard(0), 1, Outcome::Started)).unwrap();
     tell(&mut state, 0, Input::Cancel).unwrap();
     assert_eq!(owed(&state).count(), 0, "one attempt runs, and nothing else may begin");
-    assert!(tell(&mut state, 0, Input::Capacity { pool: "cpu".into(), free: 2 }).unwrap().is_empty());
+    assert!(tell(&mut state, 0, Input::Capacity { slots: "cpu".into(), free: 2 }).unwrap().is_empty());
     // A worker that stops because the run does is not a loss.
     let events = tell(&mut state, 0, report(shard(0), 1, failed(FailureClass::Lost))).unwrap();
     assert!(matches!(&events[..], [Event::TaskFailed { next: Next::Replace { counts: false }, .. }]));
@@ -211,7 +211,7 @@ fn a_shard_starts_as_soon_as_the_shards_that_cover_it_are_done() {
     assert!(!ready(&state, 2));
     up(&mut state, 2);
     assert!(ready(&state, 1) && ready(&state, 2));
-    tell(&mut state, 0, Input::Capacity { pool: "cpu".into(), free: 9 }).unwrap();
+    tell(&mut state, 0, Input::Capacity { slots: "cpu".into(), free: 9 }).unwrap();
     let offer = state.offer(down(1)).unwrap();
     let held: Vec<_> = offer.inputs[0].shards.iter().map(|s| s.rows.unwrap().to_string()).collect();
     assert_eq!(held, ["3..6", "6..9"]);
@@ -223,7 +223,7 @@ fn an_aligned_table_that_is_too_short_fails_the_task_and_names_the_way_out() {
     let mut state = start(stages);
     probe(&mut state, SOURCE, Some(&[("a", 8), ("b", 6)]));
     (0..2).for_each(|shard| drop(probe(&mut state, TaskId { stage: 1, shard }, None)));
-    let events = tell(&mut state, 0, Input::Capacity { pool: "cpu".into(), free: 9 }).unwrap();
+    let events = tell(&mut state, 0, Input::Capacity { slots: "cpu".into(), free: 9 }).unwrap();
     assert!(matches!(&events[0], Event::TaskDispatched { .. }));
     assert!(
         matches!(&events[1], Event::TaskFailed { message, .. } if message.contains("`s1` needs rows 4..8 of `s0.b`, which has 6")),
@@ -275,7 +275,7 @@ fn a_hundred_thousand_shards_are_workable() {
                 }
             };
         }
-        events += tell(&mut state, 0, Input::Capacity { pool: "cpu".into(), free: 4 }).unwrap_or_default().len();
+        events += tell(&mut state, 0, Input::Capacity { slots: "cpu".into(), free: 4 }).unwrap_or_default().len();
     }
     let took = begun.elapsed();
     assert_eq!(state.view().stages[1].done, u64::from(shards));

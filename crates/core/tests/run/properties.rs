@@ -3,6 +3,7 @@
 use crate::{plans, world::World};
 use proptest::prelude::*;
 use rallrec_core::{
+    lane::Slots,
     run::{Effect, Event, Input, Phase, RunOutcome, RunState, owed},
     task::FailureClass,
 };
@@ -20,9 +21,10 @@ fn act(world: &mut World, what: u8, which: usize, how: usize) {
             }
         }
         4 | 5 => {
-            let pools = world.state.pools();
-            let pool = pools[which % pools.len()].clone();
-            world.tell(Input::Capacity { pool, free: (how % 4) as u32 });
+            let lanes = world.state.lanes();
+            let lane = lanes[which % lanes.len()].clone();
+            let slots = if how.is_multiple_of(8) { Slots::Pool(lane.pool) } else { Slots::Lane(lane) };
+            world.tell(Input::Capacity { slots, free: (how % 4) as u32 });
         }
         6 | 7 if !world.offers.is_empty() => {
             let offer = world.offers.remove(which % world.offers.len());
@@ -69,6 +71,15 @@ fn act(world: &mut World, what: u8, which: usize, how: usize) {
             world.crash();
         }
         18 => world.cut_after = Some(how % 3),
+        21 => world.take_over(),
+        22 => {
+            let running = world.tasks().filter_map(|task| Some((task, world.state.running(task)?.attempt)));
+            let running: Vec<_> = running.collect();
+            if !running.is_empty() {
+                let (task, attempt) = running[which % running.len()];
+                world.tell(Input::AttemptLost { task, attempt });
+            }
+        }
         19 if how.is_multiple_of(4) => world.tell(Input::Cancel),
         20 => world.now += (which * 100) as u64,
         _ => {}
@@ -84,7 +95,7 @@ proptest! {
     #[test]
     fn every_world_ends_and_keeps_the_promises(
         case in plans::case(),
-        actions in proptest::collection::vec((0..21u8, any::<prop::sample::Index>(), 0..64usize), 0..250),
+        actions in proptest::collection::vec((0..23u8, any::<prop::sample::Index>(), 0..64usize), 0..250),
     ) {
         let mut world = World::new(case);
         for (what, which, how) in actions {

@@ -6,6 +6,7 @@ use rallrec_core::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
     key::Key,
     kind::Mode,
+    lane::Slots,
     run::{Effect, Event, Input, JournalRecord, Phase, RunOutcome, RunState, TaskState, apply, decide, owed},
     task::{ArtifactSummary, FailureClass, Outcome, TaskOffer, TaskReport},
 };
@@ -126,6 +127,17 @@ impl World {
         self.tell(Input::Resume);
     }
 
+    /// Another coordinator reads the journal and goes on; offers, workers and messages are still there.
+    pub(crate) fn take_over(&mut self) {
+        self.cut_after = None;
+        self.state = RunState::replay(&self.journal).unwrap();
+        let running = |state: &RunState, task| Some((task, state.running(task)?.clone()));
+        let before: Vec<_> = self.tasks().filter_map(|task| running(&self.state, task)).collect();
+        self.tell(Input::TakeOver);
+        let after: Vec<_> = self.tasks().filter_map(|task| running(&self.state, task)).collect();
+        assert_eq!(before, after, "nobody's work is touched");
+    }
+
     pub(crate) fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Finish { .. } => self.tell(Input::Finish),
@@ -192,8 +204,8 @@ impl World {
             if self.inbox.is_empty() {
                 silent.into_iter().for_each(|worker| self.tell(Input::WorkerLost { worker }));
             }
-            for pool in self.state.pools().to_vec() {
-                self.tell(Input::Capacity { pool, free: 3 });
+            for lane in self.state.lanes().to_vec() {
+                self.tell(Input::Capacity { slots: Slots::Lane(lane), free: 3 });
             }
             self.now += 300_001;
         }

@@ -9,7 +9,7 @@ use crate::{
     checkpoint::Stored,
     host,
     matrix::{
-        Precision,
+        Precision, TooLarge,
         upload::{self, ByteRows},
     },
 };
@@ -63,16 +63,18 @@ pub(crate) struct ByteWeights {
 }
 
 impl Weights {
-    /// Uploads matrices \[outputs, inputs\] with the same inputs, side by side; `Err` has the number of one that has a
-    /// weight too large for the precision.
+    /// Uploads matrices \[outputs, inputs\] with the same inputs, side by side.
     ///
     /// A `table` is a matrix of which rows are read, and that is not multiplied with: floats stay as they lie.
+    ///
+    /// # Errors
+    /// [`TooLarge`] for a weight that would become infinite.
     pub(crate) fn load(
         parts: &[Stored<'_>],
         precision: Precision,
         device: &Device,
         table: bool,
-    ) -> Result<Self, usize> {
+    ) -> Result<Self, TooLarge> {
         if ByteRows::fit(parts, precision) {
             return Ok(Self::Bytes(ByteWeights::upload(ByteRows::pack(parts, precision), device)));
         }
@@ -318,8 +320,8 @@ mod tests {
             };
             let parts = [part(0), part(1)];
             let bound = if precision == Precision::F32 { 1e-5 } else { 1e-2 };
-            let want = Matrix::load(&parts, precision, &cpu);
-            let on_device = Weights::load(&parts, precision, &device, false).expect("the weights are small");
+            let want = Matrix::load(&parts, precision, &cpu).unwrap();
+            let on_device = Weights::load(&parts, precision, &device, false).unwrap();
             for rows in [1, 2, 7, FEW_ROWS, FEW_ROWS + 1, 100] {
                 let x = uniform(rows * INPUTS, rows as u64);
                 let got = read(on_device.apply(matrix(x.clone(), rows, &device)).cast(FloatDType::F32));

@@ -137,7 +137,8 @@ mod x86 {
 
         #[inline(always)]
         fn f16(self, from: &[u16]) -> [f32x8; 2] {
-            // Exponent and fraction moved to their places read as the value times 2^-112, subnormal ones too.
+            // Exponent and fraction moved to their places read as the value times 2^-112, subnormal ones too. Infinities
+            // would become numbers: packing lets none in.
             let halves: &[pulp::u16x8] = cast_slice(from);
             [halves[0], halves[1]].map(|half| {
                 let wide = self.avx2._mm256_cvtepu16_epi32(cast::<pulp::u16x8, _>(half));

@@ -2,7 +2,8 @@
 //!
 //! On the CPU weights are packed once for our own kernel ([`kernel`]): Burn's product there wants 32-bit floats and
 //! sums in an order that depends on the number of rows. On CUDA they are a tensor and the product is Burn's, or bytes
-//! (`crate::cuda::Weights`). There is no gradient through this: training takes [`Matrix::dense`].
+//! (`crate::cuda::Weights`). There is no gradient through this: training computes with it on the way forward, and takes
+//! [`Matrix::dense`] for the way back.
 
 mod kernel;
 mod panels;
@@ -23,16 +24,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As in the file: exactly the values that dequantizing gives, in as many bits as they are stored with. On CUDA
-    /// their values in bfloat16; where that would take more than half of the device's memory, formats of blocks keep
-    /// their integers as bytes and their own scales.
+    /// As in the file: exactly the values that dequantizing gives. Floats take as many bits as in the file; quantized
+    /// ones 4 (formats of 2 to 4 bits) or 8, and a scale, and where it needs one a minimum, of 32 bits a group. On CUDA
+    /// their values in bfloat16; where that would take more than half of the device's memory, quantized weights of all
+    /// formats 8 bits with their own scales and minima.
     #[default]
     Auto,
     /// 32-bit floats.
     F32,
     /// bfloat16: 8 bits of precision, the range of 32-bit floats.
     Bf16,
-    /// Half precision: 11 bits of precision, up to 65,504.
+    /// Half precision: 11 bits of precision, up to 65,504. Models with larger weights are refused.
     F16,
     /// Bytes with a scale for every 32 inputs of an output: largest magnitude / 127. On CUDA matrices whose inputs are no
     /// multiple of 32 are in bfloat16.
@@ -56,32 +58,46 @@ enum Storage {
     Device(crate::cuda::Weights),
 }
 
+/// A matrix has a weight that is larger than the precision holds.
+#[derive(Debug)]
+pub(crate) struct TooLarge {
+    /// Its place among the matrices that were to be loaded.
+    pub(crate) part: usize,
+}
+
 impl Matrix {
     /// Loads matrices \[outputs, inputs\] with the same inputs.
     ///
+    /// # Errors
+    /// [`TooLarge`] for a weight that would become infinite.
+    ///
     /// # Panics
     /// When the inputs differ: the caller has checked shapes.
-    pub(crate) fn load(parts: &[Stored<'_>], precision: Precision, device: &Device) -> Self {
+    pub(crate) fn load(parts: &[Stored<'_>], precision: Precision, device: &Device) -> Result<Self, TooLarge> {
         Self::load_as(parts, precision, device, false)
     }
 
     /// As [`Self::load`], for a matrix of which only single outputs are read: a device keeps its rows as they lie.
-    pub(crate) fn load_table(parts: &[Stored<'_>], precision: Precision, device: &Device) -> Self {
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_table(parts: &[Stored<'_>], precision: Precision, device: &Device) -> Result<Self, TooLarge> {
         Self::load_as(parts, precision, device, true)
     }
 
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there is no other device"))]
-    fn load_as(parts: &[Stored<'_>], precision: Precision, device: &Device, table: bool) -> Self {
+    fn load_as(parts: &[Stored<'_>], precision: Precision, device: &Device, table: bool) -> Result<Self, TooLarge> {
         let inputs = parts[0].columns;
         assert!(parts.iter().all(|part| part.columns == inputs), "matrices side by side have the same inputs");
         let outputs = parts.iter().map(|part| part.rows).sum();
         #[cfg(feature = "cuda")]
         if *device != Device::flex() {
-            let weights = crate::cuda::Weights::load(parts, precision, device, table).expect("weights are in range");
-            return Self { inputs, outputs, storage: Storage::Device(weights) };
+            let weights = crate::cuda::Weights::load(parts, precision, device, table)?;
+            return Ok(Self { inputs, outputs, storage: Storage::Device(weights) });
         }
-        let panels = parts.iter().map(|part| Panels::pack(part, precision)).collect();
-        Self { inputs, outputs, storage: Storage::Host(panels) }
+        let pack = |(part, stored)| Panels::pack(stored, precision).ok_or(TooLarge { part });
+        let panels = parts.iter().enumerate().map(pack).collect::<Result<_, _>>()?;
+        Ok(Self { inputs, outputs, storage: Storage::Host(panels) })
     }
 
     /// Bytes of the weights in memory.
@@ -281,8 +297,8 @@ pub(crate) mod tests {
                 let bytes = stored(format, outputs, inputs);
                 let stored = Stored { format, bytes: &bytes, rows: outputs, columns: inputs, interleaved: None };
                 let weights = stored.values();
-                let kept = Matrix::load(&[stored], Precision::Auto, &device);
-                let plain = Matrix::load(&[stored], Precision::F32, &device);
+                let kept = Matrix::load(&[stored], Precision::Auto, &device).unwrap();
+                let plain = Matrix::load(&[stored], Precision::F32, &device).unwrap();
                 for rows in [1, 2, 5, 12, 13, 40] {
                     let x = uniform(rows * inputs, rows as u64);
                     let want = reference(&weights, &x, inputs);
@@ -311,12 +327,25 @@ pub(crate) mod tests {
         let (a, b) = (stored(Format::Q8_0, 64, 64), stored(Format::Q4_1, 40, 64));
         let a = Stored { format: Format::Q8_0, bytes: &a, rows: 64, columns: 64, interleaved: None };
         let b = Stored { format: Format::Q4_1, bytes: &b, rows: 40, columns: 64, interleaved: None };
-        let both = Matrix::load(&[a, b], Precision::Auto, &device);
+        let both = Matrix::load(&[a, b], Precision::Auto, &device).unwrap();
         let x = uniform(3 * 64, 1);
         let got = read(both.apply(matrix(x.clone(), 3, &device)));
         assert_eq!(floats(&got), reference(&[a.values(), b.values()].concat(), &x, 64));
         // A byte and an eighth a weight, and three quarters.
         assert_eq!(both.bytes(), 64 * 64 * 9 / 8 + 64 * 64 * 3 / 4);
+    }
+
+    #[test]
+    fn a_weight_that_would_become_infinite_is_refused() {
+        let load = |largest: f32, precision| {
+            let values = [&[1.0; 70], &[largest][..], &[1.0; 25]].concat();
+            let (good, bad) = (le_bytes(&[1.0; 96]), le_bytes(&values));
+            let part = |bytes| Stored { format: Format::F32, bytes, rows: 3, columns: 32, interleaved: None };
+            Matrix::load(&[part(&good), part(&bad)], precision, &Device::flex()).map_err(|error| error.part).err()
+        };
+        assert_eq!([65_504.0, 65_520.0, -7e4].map(|x| load(x, Precision::F16)), [None, Some(1), Some(1)]);
+        assert_eq!([7e4, f32::MAX].map(|x| load(x, Precision::Bf16)), [None, Some(1)]);
+        assert_eq!([Precision::Auto, Precision::F32, Precision::Int8].map(|kept| load(f32::MAX, kept)), [None; 3]);
     }
 
     #[test]
@@ -326,7 +355,7 @@ pub(crate) mod tests {
         let bytes = le_bytes(&values);
         let stored = Stored { format: Format::F32, bytes: &bytes, rows: 64, columns: 64, interleaved: None };
         for (precision, error) in [(Precision::Bf16, 2e-3), (Precision::F16, 3e-4), (Precision::Int8, 2.1e-3)] {
-            let narrow = Matrix::load(&[stored], precision, &device);
+            let narrow = Matrix::load(&[stored], precision, &device).unwrap();
             let mut kept = vec![0.0; 64 * 64];
             for (row, kept) in kept.chunks_exact_mut(64).enumerate() {
                 narrow.output(row, kept);

@@ -1,8 +1,8 @@
 //! Weights packed for [`super::kernel`]: in panels of 32 outputs, inputs one after another, in their own precision.
 //!
 //! Panels are made straight from a file's rows, one panel at a time, so there is never a second copy of a matrix in
-//! memory. A format of blocks stays what it is (4 bits, or 8, with a scale and a minimum a group of inputs): widened
-//! to 32 bits it gives the very floats that dequantizing the file gives.
+//! memory. A format of blocks keeps its integers, in 4 bits each where they fit and in 8 otherwise, and each group's
+//! scale and minimum, in 32: widened to 32 bits it gives the very floats that dequantizing the file gives.
 
 use super::{
     Precision,
@@ -76,8 +76,8 @@ impl Kind {
 }
 
 impl Panels {
-    /// Packs a stored matrix \[outputs, inputs\].
-    pub(super) fn pack(stored: &Stored<'_>, precision: Precision) -> Self {
+    /// Packs a stored matrix \[outputs, inputs\]; `None` when a weight is larger than the precision holds.
+    pub(super) fn pack(stored: &Stored<'_>, precision: Precision) -> Option<Self> {
         let (inputs, outputs) = (stored.columns, stored.rows);
         let kind = Kind::of(precision, stored.format);
         let group =
@@ -95,12 +95,14 @@ impl Panels {
                 Values::F32(values)
             }
             Kind::Bf16 | Kind::F16 => {
-                let narrow =
-                    |x: f32| if kind == Kind::F16 { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() };
+                let narrow = |x: f32| match kind {
+                    Kind::F16 => Some(f16::from_f32(x)).filter(|x| x.is_finite()).map(f16::to_bits),
+                    _ => Some(bf16::from_f32(x)).filter(|x| x.is_finite()).map(bf16::to_bits),
+                };
                 let mut values = vec![0; count * size];
-                values.par_chunks_mut(size).zip(each).for_each(|(to, panel)| {
-                    to.iter_mut().zip(floats(panel)).for_each(|(to, x)| *to = narrow(x));
-                });
+                values.par_chunks_mut(size).zip(each).try_for_each(|(to, panel)| {
+                    to.iter_mut().zip(floats(panel)).try_for_each(|(to, x)| narrow(x).map(|x| *to = x))
+                })?;
                 if kind == Kind::F16 { Values::F16(values) } else { Values::Bf16(values) }
             }
             Kind::Int8 | Kind::Bytes { .. } => {
@@ -135,7 +137,7 @@ impl Panels {
                 Values::Nibbles { q, scale, minimum }
             }
         };
-        Self { inputs, outputs, group, values }
+        Some(Self { inputs, outputs, group, values })
     }
 
     /// Inputs with those that fill up the last group.

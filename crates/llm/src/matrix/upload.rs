@@ -2,7 +2,7 @@
 //! rows, so that host memory holds one matrix at a time, in its final size. Nothing here touches a device.
 
 use super::{
-    Precision,
+    Precision, TooLarge,
     panels::{GROUP, quantize},
 };
 use crate::{
@@ -11,11 +11,14 @@ use crate::{
 };
 use rayon::prelude::*;
 
-/// Rows \[outputs, inputs\] of all parts, each number as `narrow` makes it; the part's number where it makes none.
+/// Rows \[outputs, inputs\] of all parts, each number as `narrow` makes it.
+///
+/// # Errors
+/// [`TooLarge`] where it makes none.
 pub(crate) fn rows<T: Clone + Default + Send>(
     parts: &[Stored<'_>],
     narrow: impl Fn(f32) -> Option<T> + Sync,
-) -> Result<Vec<T>, usize> {
+) -> Result<Vec<T>, TooLarge> {
     let inputs = parts[0].columns;
     let mut all = vec![T::default(); parts.iter().map(|part| part.rows * inputs).sum()];
     let mut rest = &mut all[..];
@@ -26,7 +29,7 @@ pub(crate) fn rows<T: Clone + Default + Send>(
             to.iter_mut().zip(wide).try_for_each(|(to, &mut x)| narrow(x).map(|x| *to = x))
         };
         let rows = to.par_chunks_exact_mut(inputs).enumerate();
-        rows.map_init(|| vec![0.0; inputs], row).collect::<Option<()>>().ok_or(number)?;
+        rows.map_init(|| vec![0.0; inputs], row).collect::<Option<()>>().ok_or(TooLarge { part: number })?;
         rest = later;
     }
     Ok(all)

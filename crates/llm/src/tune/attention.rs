@@ -92,9 +92,9 @@ impl Attention<'_> {
                 Some([queries, keys]) => [Some(queries), Some(keys)],
                 None => [None, None],
             };
-            let d_queries = self.rotated_back(Tensor::cat(d_queries, 1), self.config.group(), self.scale());
+            let d_queries = self.turned(Tensor::cat(d_queries, 1), self.config.group(), self.scale(), true);
             let d_queries = self.through_norm(d_queries, unnormed_queries, self.weights.query_norm.values());
-            let d_keys = self.rotated_back(d_keys.into_tensor(self.device), 1, 1.0);
+            let d_keys = self.turned(d_keys.into_tensor(self.device), 1, 1.0, true);
             let d_keys = self.through_norm(d_keys, unnormed_keys, self.weights.key_norm.values());
             let part = |heads| Part { first_row: span.start, heads };
             queries.push(part(d_queries));
@@ -142,8 +142,8 @@ impl Attention<'_> {
         let (queries, unnormed_queries) = self.normed(queries, self.weights.query_norm.values());
         let (keys, unnormed_keys) = self.normed(keys, self.weights.key_norm.values());
         Heads {
-            queries: self.rotated(queries, group, self.scale()),
-            keys: self.rotated(keys, 1, 1.0),
+            queries: self.turned(queries, group, self.scale(), false),
+            keys: self.turned(keys, 1, 1.0, false),
             values,
             unnormed: unnormed_queries.zip(unnormed_keys).map(|(queries, keys)| [queries, keys]),
         }
@@ -245,34 +245,19 @@ impl Attention<'_> {
         Tensor::from_data(TensorData::new(out, [rows, width]), self.device)
     }
 
-    /// Heads rotated by their positions and multiplied with `scale`.
-    fn rotated(&self, heads: Tensor<3>, group: usize, scale: f32) -> Tensor<3> {
+    /// Heads turned by their positions and multiplied with `scale`. `back` turns the other way: the gradient of what
+    /// turning gave becomes that of what it was given.
+    fn turned(&self, heads: Tensor<3>, group: usize, scale: f32, back: bool) -> Tensor<3> {
         let [kv_heads, rows, width] = heads.dims();
         if !on_host(self.device) {
             let heads = heads.reshape([kv_heads, rows / group, group * width]);
-            return turn(heads, self.rope, group, scale, 1.0).reshape([kv_heads, rows, width]);
+            return turn(heads, self.rope, group, scale, back).reshape([kv_heads, rows, width]);
         }
+        let rotate = if back { RopeTable::rotate_back } else { RopeTable::rotate };
         let mut data = read(heads);
         floats_mut(&mut data).par_chunks_mut(rows * width).for_each(|head| {
             for (position, rows) in head.chunks_exact_mut(group * width).enumerate() {
-                self.rope.rotate(rows, group, position);
-                rows.iter_mut().for_each(|x| *x *= scale);
-            }
-        });
-        Tensor::from_data(data, self.device)
-    }
-
-    /// Turns the gradient of what [`Self::rotated`] gave into that of what it was given.
-    fn rotated_back(&self, gradient: Tensor<3>, group: usize, scale: f32) -> Tensor<3> {
-        let [kv_heads, rows, width] = gradient.dims();
-        if !on_host(self.device) {
-            let gradient = gradient.reshape([kv_heads, rows / group, group * width]);
-            return turn(gradient, self.rope, group, scale, -1.0).reshape([kv_heads, rows, width]);
-        }
-        let mut data = read(gradient);
-        floats_mut(&mut data).par_chunks_mut(rows * width).for_each(|head| {
-            for (position, rows) in head.chunks_exact_mut(group * width).enumerate() {
-                self.rope.rotate_back(rows, group, position);
+                rotate(self.rope, rows, group, position);
                 rows.iter_mut().for_each(|x| *x *= scale);
             }
         });
@@ -326,16 +311,16 @@ impl Sum {
     }
 }
 
-/// Rotates `heads` heads beside one another in each row, \[batch, positions, heads * head width\], and scales them.
-fn turn(rows: Tensor<3>, rope: &RopeTable, heads: usize, scale: f32, direction: f32) -> Tensor<3> {
+/// Turns `heads` heads beside one another in each row, \[batch, positions, heads * head width\], and scales them.
+fn turn(rows: Tensor<3>, rope: &RopeTable, heads: usize, scale: f32, back: bool) -> Tensor<3> {
     let [batch, positions, width] = rows.dims();
     let (half, device) = (width / heads / 2, rows.device());
-    let (cos, sin) = rope.angles(0..positions);
-    let table = |values: &[f32], factor: f32| {
-        let values: Vec<f32> = values.iter().map(|x| x * factor).collect();
+    let (cos, sin): (Vec<_>, Vec<_>) = (0..positions).map(|position| rope.angles(position)).unzip();
+    let table = |rows: Vec<&[f32]>, factor: f32| {
+        let values: Vec<f32> = rows.concat().into_iter().map(|x| x * factor).collect();
         Tensor::<4>::from_data(TensorData::new(values, [1, positions, 1, half]), &device)
     };
-    let (cos, sin) = (table(cos, scale), table(sin, scale * direction));
+    let (cos, sin) = (table(cos, scale), table(sin, if back { -scale } else { scale }));
     let rows = rows.reshape([batch, positions, heads, 2 * half]);
     let low = rows.clone().slice([0..batch, 0..positions, 0..heads, 0..half]);
     let high = rows.slice([0..batch, 0..positions, 0..heads, half..2 * half]);

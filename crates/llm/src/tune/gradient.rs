@@ -16,9 +16,6 @@ use crate::{
     host::{floats, matrix, read},
 };
 
-/// Rows of the head's product at least: one row alone takes another kernel with another order of summation.
-const MIN_ROWS: usize = 2;
-
 /// What gradients are computed with.
 pub(crate) struct Gradient<'a> {
     pub(crate) decoder: &'a Decoder,
@@ -80,8 +77,7 @@ impl Gradient<'_> {
     fn head(&self, x: &Rows, samples: &[&TuneSample], sequences: &[Sequence]) -> (Vec<f64>, Rows) {
         let (config, device) = (&self.decoder.config, self.decoder.device());
         let (norm, head) = self.decoder.norm_and_head();
-        let mut last: Vec<usize> = sequences.iter().map(|sequence| sequence.rows.end - 1).collect();
-        last.resize(last.len().max(MIN_ROWS), last[0]);
+        let last: Vec<usize> = sequences.iter().map(|sequence| sequence.rows.end - 1).collect();
         let states = Rows::of(x.select(&last, device));
         let normed = rms_norm(&states, norm, config.norm_epsilon).into_tensor(device);
         let logits = read(product(normed, head));
@@ -97,7 +93,7 @@ impl Gradient<'_> {
         let d_states = read(rms_norm_backward(&states, norm, config.norm_epsilon, d_normed, zeros).into_tensor(device));
         let rows = sequences.last().map_or(0, |sequence| sequence.rows.end);
         let mut gradient = vec![0.0; rows * config.hidden];
-        for (row, d_state) in last.iter().take(samples.len()).zip(floats(&d_states).chunks_exact(config.hidden)) {
+        for (row, d_state) in last.iter().zip(floats(&d_states).chunks_exact(config.hidden)) {
             gradient[row * config.hidden..][..config.hidden].copy_from_slice(d_state);
         }
         (losses, Rows::new(gradient, config.hidden, device))

@@ -5,7 +5,7 @@
 
 use super::{
     draw,
-    rows::{HostRows, Rows, narrow_product, product, product_back},
+    rows::{HostRows, Rows, narrow_product, product, product_back, short_product},
 };
 use crate::{
     adapter::{Adapter, Place, Product, scaled_up, transposed, transposed_down},
@@ -205,7 +205,7 @@ impl Projection<'_> {
     pub(crate) fn forward(&self, x: Rows, sequences: &[Sequence], device: &Device) -> Tensor<2> {
         let Some(trained) = &self.trained else { return product(x.into_tensor(device), self.weights) };
         let (x, inputs) = trained.inputs(x, sequences, device);
-        let added = trained.reduced(&inputs).matmul(trained.up.clone());
+        let added = short_product(trained.reduced(&inputs), trained.up.clone());
         Rows::of(product(x, self.weights)).add(added).into_tensor(device)
     }
 

@@ -106,7 +106,8 @@ pub trait TuneHooks {
     /// Hears how far it is, after every few samples.
     fn progress(&mut self, at: TuneProgress) -> ControlFlow<()>;
 
-    /// Measures the model with the adapter as it is; larger is better. `None` when there is nothing to measure with.
+    /// Measures the model with the adapter as it is; larger is better. `None` when there is nothing to measure with; a
+    /// score that is not finite counts as none.
     fn validate(&mut self, tuned: &LanguageModel) -> ControlFlow<(), Option<f64>>;
 
     /// Whether the state should be saved now. Asked after every few samples.
@@ -160,7 +161,9 @@ impl LanguageModel {
         hooks: &mut dyn TuneHooks,
     ) -> Result<Tuned, LlmError> {
         initial.check(self.config())?;
-        self.check(samples, settings)?;
+        initial.settings().check()?;
+        settings.check()?;
+        self.check_samples(samples)?;
         let state = match saved {
             Some(bytes) => State::decode(bytes, &initial)?,
             None => State::new(&initial),
@@ -171,19 +174,22 @@ impl LanguageModel {
             samples,
             settings,
             steps_an_epoch,
-            steps: settings.epochs * steps_an_epoch,
+            steps: settings.epochs.saturating_mul(steps_an_epoch),
             shape: initial,
             state,
             tokens: 0,
         };
+        training.check_state()?;
         training.run(hooks)
     }
 
-    /// Loss of each sample and the gradient of their mean, as the first step of a training without dropout sees them:
-    /// for comparison with other implementations. The gradients are in the order of [`Adapter::values`].
+    /// Loss of each sample and the gradient of their mean, as the first step of a training without dropout sees them,
+    /// whatever the adapter's own dropout: for comparison with other implementations. The gradients are in the order of
+    /// [`Adapter::values`].
     ///
     /// # Errors
-    /// As [`Self::tune`].
+    /// [`LlmError::Argument`] without samples, [`LlmError::Prompt`] for a sample that the model cannot read,
+    /// [`LlmError::Adapter`] for an adapter of another model.
     pub fn adapter_gradients(
         &self,
         adapter: &Adapter,
@@ -191,10 +197,12 @@ impl LanguageModel {
         memory_bytes: usize,
     ) -> Result<(Vec<f64>, Vec<f32>), LlmError> {
         adapter.check(self.config())?;
+        self.check_samples(samples)?;
+        let adapter = adapter.without_dropout();
         let mut gradients = vec![0.0; adapter.values().len()];
         let gradient = Gradient {
             decoder: &self.decoder,
-            adapter,
+            adapter: &adapter,
             draws: Draws { seed: 0, epoch: 0 },
             memory_bytes,
             weight: 1.0 / samples.len() as f64,
@@ -203,16 +211,9 @@ impl LanguageModel {
         Ok((losses, gradients))
     }
 
-    fn check(&self, samples: &[TuneSample], settings: &TuneSettings) -> Result<(), LlmError> {
-        let wrong = |what: &str| Err(LlmError::Argument(what.to_owned()));
+    fn check_samples(&self, samples: &[TuneSample]) -> Result<(), LlmError> {
         if samples.is_empty() {
-            return wrong("there is no sample to tune on");
-        }
-        if settings.batch_size == 0 || settings.epochs == 0 {
-            return wrong("tuning needs a batch size and a number of epochs of 1 or more");
-        }
-        if !(0.0..1.0).contains(&settings.adapter.dropout) {
-            return wrong("the adapter's dropout must be from 0 to below 1");
+            return Err(LlmError::Argument("there is no sample to tune on".into()));
         }
         for (row, sample) in samples.iter().enumerate() {
             check_prompt(&self.decoder, row, &sample.tokens)?;
@@ -222,6 +223,21 @@ impl LanguageModel {
             }
         }
         Ok(())
+    }
+}
+
+impl TuneSettings {
+    /// Refuses what makes no sense; the adapter's size is checked with the adapter.
+    fn check(&self) -> Result<(), LlmError> {
+        if self.batch_size == 0 || self.epochs == 0 {
+            let what = "tuning needs a batch size and a number of epochs of 1 or more";
+            return Err(LlmError::Argument(what.into()));
+        }
+        let numbers = [("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay), ("clip", self.clip)];
+        match numbers.into_iter().find(|(_, number)| !(number.is_finite() && *number >= 0.0)) {
+            Some((name, number)) => Err(LlmError::Argument(format!("{name} is {number}; it must be 0 or more"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -239,6 +255,29 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
+    /// Refuses a state that no training of these samples and settings can be in.
+    fn check_state(&self) -> Result<(), LlmError> {
+        let wrong = |what: String| Err(LlmError::State(format!("{what}: it is of another training")));
+        let State { optimizer, done, history, validated, best, .. } = &self.state;
+        let steps = optimizer.steps;
+        if steps > self.steps {
+            return wrong(format!("it is after step {steps} of {}", self.steps));
+        }
+        let records = history.iter().map(|record| record.step);
+        if !records.eq(1..=steps) {
+            return wrong(format!("it is after step {steps}, and its history is of {} steps", history.len()));
+        }
+        let samples = if steps < self.steps { self.batch().len() } else { 1 };
+        if *done >= samples {
+            return wrong(format!("{done} samples are done of a step of {samples}"));
+        }
+        let chosen = best.as_ref().map_or(0, |best| best.step);
+        if *validated > steps || chosen > *validated {
+            return wrong(format!("it is after step {steps}, and was validated after step {}", chosen.max(*validated)));
+        }
+        Ok(())
+    }
+
     fn run(mut self, hooks: &mut dyn TuneHooks) -> Result<Tuned, LlmError> {
         let stopped = |flow: ControlFlow<()>| if flow.is_break() { Err(LlmError::Cancelled) } else { Ok(()) };
         stopped(hooks.progress(self.progress()))?;
@@ -298,6 +337,9 @@ impl Training<'_> {
         };
         let losses = gradient.add(&part, &mut self.state.gradients);
         self.state.values = adapter.into_values();
+        if let Some(&loss) = losses.iter().find(|loss| !loss.is_finite()) {
+            return Err(LlmError::Diverged { step: self.state.optimizer.steps + 1, loss });
+        }
         self.state.done += count;
         losses.iter().for_each(|loss| self.state.loss += loss);
         if self.state.done == batch.len() {
@@ -311,11 +353,15 @@ impl Training<'_> {
         let number = state.optimizer.steps;
         let loss = state.loss / samples as f64;
         let gradient_norm = clip(&mut state.gradients, settings.clip);
-        if !loss.is_finite() || !gradient_norm.is_finite() {
-            return Err(LlmError::Diverged { step: number + 1, loss });
+        let diverged = LlmError::Diverged { step: number + 1, loss };
+        if !gradient_norm.is_finite() {
+            return Err(diverged);
         }
         let learning_rate = settings.learning_rate * linear_schedule(number, settings.warmup_steps, self.steps);
         state.optimizer.step(&mut state.values, &state.gradients, learning_rate, settings.weight_decay);
+        if state.values.iter().any(|value| !value.is_finite()) {
+            return Err(diverged);
+        }
         let epoch = number / self.steps_an_epoch;
         state.history.push(StepRecord {
             step: number + 1,
@@ -346,6 +392,11 @@ impl Training<'_> {
         let state = &mut self.state;
         let Some(last) = state.history.last_mut() else { return Ok(()) };
         state.validated = last.step;
+        let given = score;
+        let score = given.filter(|score| score.is_finite());
+        if score != given {
+            tracing::warn!(step = last.step, score = given, "a validation's score is no number and does not count");
+        }
         last.validation = score;
         let Some(score) = score else { return Ok(()) };
         if state.best.as_ref().is_none_or(|best| score > best.score) {
@@ -367,7 +418,7 @@ impl Training<'_> {
         let whole = (steps % self.steps_an_epoch) as usize * self.settings.batch_size + self.state.done;
         TuneProgress {
             samples: epochs * self.samples.len() as u64 + whole as u64,
-            of: self.settings.epochs * self.samples.len() as u64,
+            of: self.settings.epochs.saturating_mul(self.samples.len() as u64),
             tokens: self.tokens,
             loss: self.state.history.last().map(|record| record.loss),
         }

@@ -171,10 +171,10 @@ pub(crate) fn product_back(x: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
         DType::F32 => x.matmul(weights.clone().transpose()),
         narrow => wide(x.cast(narrow).matmul(weights.clone().transpose())),
     };
-    if rows * outputs > SMALL_PRODUCT {
+    if rows > 1 && rows * outputs > SMALL_PRODUCT {
         return matmul(x);
     }
-    // Few rows of a narrow product would take another kernel on the CPU, with another order of summation.
+    // One row, or few of a narrow product, would take another kernel on the CPU, with another order of summation.
     let idle = Tensor::zeros([SMALL_PRODUCT / outputs + 1, inputs], &x.device());
     matmul(Tensor::cat(vec![x, idle], 0)).slice([0..rows, 0..outputs])
 }
@@ -186,12 +186,30 @@ fn wide(x: Tensor<2>) -> Tensor<2> {
 /// x W for a W of few columns, whose rows follow one another. Summed in parts, because the CPU's kernel sums more than
 /// [`PART`] terms in an order that depends on the number of rows when there are few columns.
 pub(crate) fn narrow_product(x: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
-    let ([rows, inputs], outputs) = (x.dims(), weights.dims()[1]);
-    let parts = (0..inputs).step_by(PART).map(|first| {
-        let part = first..inputs.min(first + PART);
-        x.clone().slice([0..rows, part.clone()]).matmul(weights.clone().slice([part, 0..outputs]))
-    });
-    parts.reduce(|sum, part| sum + part).expect("a product has inputs")
+    let ([_, inputs], outputs) = (x.dims(), weights.dims()[1]);
+    of_two_rows(x, |x| {
+        let rows = x.dims()[0];
+        let parts = (0..inputs).step_by(PART).map(|first| {
+            let part = first..inputs.min(first + PART);
+            x.clone().slice([0..rows, part.clone()]).matmul(weights.clone().slice([part, 0..outputs]))
+        });
+        parts.reduce(|sum, part| sum + part).expect("a product has inputs")
+    })
+}
+
+/// x W for a W of few rows.
+pub(crate) fn short_product(x: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
+    of_two_rows(x, |x| x.matmul(weights))
+}
+
+/// A product with at least two rows: one alone would take another kernel on the CPU, with another order of summation.
+fn of_two_rows(x: Tensor<2>, product: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+    if x.dims()[0] > 1 {
+        return product(x);
+    }
+    let twice = product(Tensor::cat(vec![x.clone(), x], 0));
+    let outputs = twice.dims()[1];
+    twice.slice([0..1, 0..outputs])
 }
 
 /// x / sqrt(mean(x^2) + epsilon) * w.
@@ -374,23 +392,27 @@ mod tests {
     #[test]
     fn a_row_of_a_product_does_not_depend_on_the_others() {
         let device = Device::flex();
-        for (inputs, outputs) in [(32, 32), (64, 128), (576, 960), (1536, 576), (8, 576), (576, 8), (1536, 16), (3, 64)]
-        {
-            let weights = || matrix(some(inputs * outputs, 7), inputs, &device);
-            let turned = || matrix(some(inputs * outputs, 9), outputs, &device);
-            let x = some(200 * inputs, 3);
-            for back in [true, false] {
+        type Product = fn(Tensor<2>, Tensor<2>) -> Tensor<2>;
+        let check = |name: &str, product: Product, shapes: &[(usize, usize)]| {
+            for &(inputs, outputs) in shapes {
+                let x = some(200 * inputs, 3);
                 let of = |rows: usize| {
                     let x = matrix(x[..rows * inputs].to_vec(), rows, &device);
-                    let product =
-                        if back && outputs > 8 { product_back(x, turned()) } else { narrow_product(x, weights()) };
-                    floats(&read(product))[..2 * outputs].to_vec()
+                    let weights = some(inputs * outputs, 7);
+                    let weights = matrix(weights, if name == "back" { outputs } else { inputs }, &device);
+                    floats(&read(product(x, weights)))[..rows.min(2) * outputs].to_vec()
                 };
                 let all = of(200);
-                for rows in [2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 33, 64, 65, 100] {
-                    assert!(of(rows) == all, "{rows} rows, {inputs} to {outputs}, back {back}");
+                for rows in [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 33, 64, 65, 100] {
+                    let got = of(rows);
+                    assert!(got == all[..got.len()], "{rows} rows, {inputs} to {outputs}, {name}");
                 }
             }
-        }
+        };
+        let wide = [(32, 32), (64, 128), (576, 960), (1536, 576), (5000, 128)];
+        let (down, up) = ([(576, 8), (1536, 16), (576, 1)], [(8, 576), (3, 64), (1, 576), (2, 64), (24, 1152)]);
+        check("back", product_back, &[&wide[..], &up].concat());
+        check("narrow", narrow_product, &[&wide[..], &down].concat());
+        check("short", short_product, &up);
     }
 }

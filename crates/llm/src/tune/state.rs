@@ -103,7 +103,12 @@ impl State {
             .map_err(|e| LlmError::State(e.to_string()))
     }
 
-    pub(super) fn decode(bytes: &[u8], adapter: &Adapter) -> Result<Self, LlmError> {
+    /// Reads what [`Self::encode`] wrote of a training of an adapter of this shape. Whether its counts fit the training
+    /// is its caller's to check.
+    ///
+    /// # Errors
+    /// [`LlmError::State`] for other bytes, another version, lists of another length, and an adapter that is not finite.
+    pub(super) fn decode(bytes: &[u8], shape: &Adapter) -> Result<Self, LlmError> {
         let wrong = |what: String| LlmError::State(what);
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(e.to_string()))?;
@@ -113,23 +118,28 @@ impl State {
         if meta.version != VERSION {
             return Err(wrong(format!("it has version {}, and this program reads {VERSION}", meta.version)));
         }
-        let parameters = adapter.values().len();
+        let parameters = shape.values().len();
         let list = |name: &str| {
             let tensor = tensors.tensor(name).map_err(|e| wrong(e.to_string()))?;
+            let (dtype, sizes) = (tensor.dtype(), tensor.shape());
+            if dtype != Dtype::F32 || sizes != [parameters] {
+                return Err(wrong(format!("{name} is {dtype:?} {sizes:?}, and this adapter has {parameters} numbers")));
+            }
             let values =
                 tensor.data().chunks_exact(size_of::<f32>()).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            let values: Vec<f32> = values.collect();
-            if values.len() == parameters {
-                return Ok(values);
-            }
-            Err(wrong(format!("{name} has {} numbers, and this adapter {parameters}", values.len())))
+            Ok(values.collect::<Vec<f32>>())
+        };
+        // What a step leaves is finite, or it has failed.
+        let adapter = |name: &str| match list(name)? {
+            values if values.iter().all(|value| value.is_finite()) => Ok(values),
+            _ => Err(wrong(format!("{name} has numbers that are not finite"))),
         };
         let best = match meta.best {
-            Some((step, score)) => Some(Best { step, score, values: list("best")? }),
+            Some((step, score)) => Some(Best { step, score, values: adapter("best")? }),
             None => None,
         };
         Ok(Self {
-            values: list("values")?,
+            values: adapter("values")?,
             optimizer: AdamW { mean: list("mean")?, square: list("square")?, steps: meta.steps },
             done: meta.done,
             gradients: if meta.done > 0 { list("gradients")? } else { vec![0.0; parameters] },

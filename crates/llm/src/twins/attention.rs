@@ -200,7 +200,7 @@ fn compare(float: Float, adorned: bool, window: Option<usize>) {
     let program = format!("twins_attention_{suffix}_{adorned}");
     let kernels = emitted(&program, &names.iter().map(String::as_str).collect::<Vec<_>>());
     let config = config(adorned, window);
-    let rope = Arc::new(RopeTable::new(&config.rope_frequencies(), CONTEXT));
+    let rope = Arc::new(RopeTable::new(config.rope_frequencies(), CONTEXT));
     let device = Device::flex();
     let adornment =
         |length: usize, seed| Vector::new(if adorned { uniform(length, seed) } else { Vec::new() }, &device);

@@ -55,8 +55,8 @@ fn on_cpu(device: &Device) -> (Host, Vec<f32>) {
     let table = uniform(VOCABULARY * HIDDEN, 1);
     let bytes = le_bytes(&table);
     let embedding = Stored { format: Format::F32, bytes: &bytes, rows: VOCABULARY, columns: HIDDEN, interleaved: None };
-    let embedding = Arc::new(Matrix::load(&[embedding], Precision::F32, device));
-    (Host { embedding, rope: Arc::new(RopeTable::new(&[1.0], 1)) }, table)
+    let embedding = Arc::new(Matrix::load(&[embedding], Precision::F32, device).unwrap());
+    (Host { embedding, rope: Arc::new(RopeTable::new(vec![1.0], 1)) }, table)
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn products_in_32_bits() {
     let weights = uniform(OUTPUTS * HIDDEN, 9);
     let bytes = le_bytes(&weights);
     let part = Stored { format: Format::F32, bytes: &bytes, rows: OUTPUTS, columns: HIDDEN, interleaved: None };
-    let cpu = Matrix::load(&[part], Precision::F32, &device);
+    let cpu = Matrix::load(&[part], Precision::F32, &device).unwrap();
     for rows in [1, 67] {
         let x = uniform(rows * HIDDEN, 10);
         let mut out = le_bytes(&vec![f32::NAN; rows * OUTPUTS]);
@@ -142,7 +142,7 @@ fn products_with_bytes() {
             interleaved: None,
         });
         let parts: Vec<_> = parts.collect();
-        let cpu = Matrix::load(&parts, precision, &device);
+        let cpu = Matrix::load(&parts, precision, &device).unwrap();
         assert!(ByteRows::fit(&parts, precision));
         let rows = ByteRows::pack(&parts, precision);
         let outputs = rows.outputs;

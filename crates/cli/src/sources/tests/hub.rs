@@ -1,7 +1,7 @@
 //! `hf:` sources against a hub of our own on loopback: paths to bodies, and who asked for them.
 
 use super::{noise, sha256};
-use crate::sources::{Hub, Patience, PullEvent, SourceError, Sources, digest::DigestCache};
+use crate::sources::{Hub, Patience, PullEvent, SourceError, Sources, digest::DigestCache, download};
 use serde_json::json;
 use std::{
     collections::HashMap,
@@ -138,7 +138,7 @@ fn what_the_hub_refuses_is_told_without_the_token() {
     let pull = |token: Option<&str>, name: &str| {
         let result = hub.sources(home.path(), token).pull(name, None, &|_: PullEvent| {});
         match result {
-            Err(error @ SourceError::Hub { .. }) => error.to_string(),
+            Err(error @ SourceError::Remote { .. }) => error.to_string(),
             other => panic!("{other:?}"),
         }
     };
@@ -151,4 +151,43 @@ fn what_the_hub_refuses_is_told_without_the_token() {
     let told = pull(Some("hf_right"), "hf:owner/repo");
     assert!(told.contains("m.gguf: content has SHA-256") && told.contains(&sha256(&body)), "{told}");
     assert!(hub.sources(home.path(), None).pulled("hf:owner/repo", false).unwrap().is_none());
+}
+
+#[test]
+fn what_was_left_of_a_file_without_a_sum_is_not_built_on() {
+    let weights = noise(1000);
+    let hub = FakeHub::start(&[("config.json", b"{\"a\": 1}", false), ("model.safetensors", &weights, true)]);
+    let home = tempfile::tempdir().unwrap();
+    let downloads = home.path().join("downloads");
+    fs::create_dir_all(&downloads).unwrap();
+    // As long as it must be, and yet another file.
+    let left = download::part(&downloads, "config.json", &["hf:owner/repo", COMMIT, "config.json"]);
+    fs::write(&left, b"{\"b\": 2}").unwrap();
+    let sources = hub.sources(home.path(), Some("hf_right"));
+    sources.pull("hf:owner/repo", None, &|_: PullEvent| {}).unwrap();
+    assert_eq!(fs::read(sources.folder("hf:owner/repo").join("config.json")).unwrap(), b"{\"a\": 1}");
+    assert!(!left.exists());
+}
+
+#[test]
+fn two_sources_and_two_files_of_one_name_never_share_a_part() {
+    let part = |identity: &[&str]| download::part(Path::new("d"), "model.gguf", identity);
+    let q4 = part(&["hf:owner/repo/q4/model.gguf", COMMIT, "q4/model.gguf"]);
+    assert_ne!(q4, part(&["hf:owner/repo/q8/model.gguf", COMMIT, "q8/model.gguf"]));
+    assert_ne!(q4, part(&["hf:other/fork/q4/model.gguf", COMMIT, "q4/model.gguf"]));
+    assert_eq!(q4, part(&["hf:owner/repo/q4/model.gguf", COMMIT, "q4/model.gguf"]), "a later pull goes on with it");
+}
+
+#[test]
+fn from_is_refused_where_nothing_says_what_the_files_must_be() {
+    let (home, given) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hub = FakeHub::start(&[("m.gguf", b"x", true)]);
+    for name in ["hf:owner/repo", "s3://bucket/model"] {
+        let error = hub.sources(home.path(), None).pull(name, Some(given.path()), &|_: PullEvent| {}).unwrap_err();
+        assert!(matches!(error, SourceError::NoFrom { .. }) && error.is_invalid_input(), "{error:?}");
+        assert!(error.to_string().contains("takes no --from") && error.to_string().contains("file:PATH"), "{error}");
+        let offline = SourceError::Offline { name: name.into(), folder: home.path().into(), command: "models" };
+        assert!(offline.to_string().contains("name them as `source: file:PATH`"), "{offline}");
+    }
+    assert!(hub.asked.lock().unwrap().is_empty());
 }

@@ -1,0 +1,368 @@
+//! What people say to a coordinator. A standby's answer names the leader, and the client goes there.
+
+use crate::{
+    args::SubmitArgs,
+    clock,
+    console::{Console, thousands},
+    embedded::locked,
+    failure::Failure,
+    load::{self, Absent},
+    run::{Place, failed_tasks},
+    run_view::RunView,
+};
+use rallrec_coordinator::cluster::LEADER_HEADER;
+use rallrec_core::{
+    ids::{RunId, TimeMs},
+    models::PinnedModel,
+    plan::{PinnedSource, Plan},
+    run::{Event, JournalRecord, RunOutcome, RunState},
+    task::Outcome,
+};
+use rallrec_proto::{
+    api::{self, coordinator_client::CoordinatorClient, watch_reply::What},
+    decode_report,
+};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tonic::{Code, Status, transport::Channel};
+
+/// How long a command looks for a leader: longer than a standby needs to take over.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+type Client = CoordinatorClient<Channel>;
+
+/// The coordinators that a command may ask.
+struct Cluster {
+    addresses: Vec<String>,
+}
+
+impl Cluster {
+    fn new(addresses: &str) -> Self {
+        Self { addresses: addresses.split(',').map(|a| a.trim().to_owned()).filter(|a| !a.is_empty()).collect() }
+    }
+
+    /// Asks whoever leads, as long as it takes one to.
+    async fn ask<T>(&self, ask: impl AsyncFn(Client) -> Result<T, Status>) -> Result<T, Failure> {
+        let until = Instant::now() + PATIENCE;
+        let mut next = self.addresses.clone();
+        loop {
+            let mut last = "no address was given".to_owned();
+            let mut leader = None;
+            for address in std::mem::take(&mut next) {
+                let client = match Client::connect(address.clone()).await {
+                    Ok(client) => client,
+                    Err(error) => {
+                        last = format!("{address}: {}", root(&error));
+                        continue;
+                    }
+                };
+                match ask(client).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(status) => {
+                        let named =
+                            status.metadata().get(LEADER_HEADER).and_then(|v| v.to_str().ok()).map(str::to_owned);
+                        match status.code() {
+                            _ if named.is_some() => leader = named,
+                            Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
+                                return Err(Failure::Invalid(status.message().to_owned()));
+                            }
+                            // Nobody leads at the moment, or the one that did died while it answered.
+                            _ => {}
+                        }
+                        last = format!("{address}: {}", status.message());
+                    }
+                }
+            }
+            if Instant::now() >= until {
+                return Err(Failure::Unreachable(format!(
+                    "no coordinator answers: {last}; name its address with --coordinator or RALLREC_COORDINATOR"
+                )));
+            }
+            // Also when a leader is named: it may be the one that just died.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            next.extend(leader);
+            next.extend(self.addresses.iter().cloned());
+        }
+    }
+}
+
+fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+/// Hands a pipeline in; with `--wait` shows the run and ends as it does.
+///
+/// # Errors
+/// When the pipeline is refused, nobody leads, or with `--wait` the run does not end well.
+pub async fn submit(place: &Place, args: &SubmitArgs, console: &Console) -> Result<(), Failure> {
+    let pipeline = load::pipeline(&args.pipeline.pipeline, &args.pipeline.set, console)?;
+    let file = &args.pipeline.pipeline;
+    let pinned = load::pin_shown(&pipeline, file, &place.home, &place.sources, Absent::Pull, console)?;
+    let mut plan = Plan::new(&pipeline, &pinned.pins).map_err(|e| Failure::Invalid(e.to_string()))?;
+    absolute_paths(&mut plan, file)?;
+    let request = api::SubmitRequest {
+        plan_json: serde_json::to_vec(&plan).map_err(anyhow::Error::from)?,
+        priority: args.priority,
+        weight: args.weight,
+        new: args.new,
+        run: clock::new_run_id().0,
+    };
+    let cluster = Cluster::new(&args.cluster.coordinator);
+    let reply = cluster.ask(async |mut client| Ok(client.submit(request.clone()).await?.into_inner())).await?;
+    let verb = if reply.resumed { "goes on" } else { "submitted" };
+    console.note(&format!("run {} {verb}, {} stages", reply.run, plan.stages.len()));
+    if args.wait {
+        return follow(&cluster, &RunId(reply.run), args.json, console).await;
+    }
+    console.print(&reply.run);
+    Ok(())
+}
+
+/// Paths mean the same to every worker: those of `file:` sources are made absolute.
+fn absolute_paths(plan: &mut Plan, file: &Path) -> Result<(), Failure> {
+    let base = file.parent().unwrap_or(Path::new(""));
+    let absolute = |source: &mut PinnedSource| -> Result<(), Failure> {
+        if let Some(path) = source.source.strip_prefix("file:") {
+            let path = base.join(path);
+            let found = path.canonicalize();
+            let found = found.map_err(|e| Failure::Unreachable(format!("{}: {e}", path.display())))?;
+            source.source = format!("file:{}", found.display());
+        }
+        Ok(())
+    };
+    for stage in &mut plan.stages {
+        stage.data.as_mut().map_or(Ok(()), absolute)?;
+        match &mut stage.model {
+            Some(PinnedModel::Local { files, .. }) => absolute(files)?,
+            Some(PinnedModel::Remote { tokenizer: Some(tokenizer), .. }) => absolute(tokenizer)?,
+            Some(PinnedModel::Remote { .. }) | None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Shows a run until it ends, and ends as it does.
+///
+/// # Errors
+/// When there is no such run, nobody leads, or the run does not end well.
+pub async fn watch(coordinator: &str, run: &str, json: bool, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::new(coordinator);
+    let run = resolve(&cluster, run).await?;
+    follow(&cluster, &run, json, console).await
+}
+
+async fn follow(cluster: &Cluster, run: &RunId, json: bool, console: &Console) -> Result<(), Failure> {
+    let began = Instant::now();
+    let mut shown = Shown::default();
+    let request = api::WatchRequest { run: run.0.clone() };
+    loop {
+        let mut stream = cluster.ask(async |mut client| Ok(client.watch(request.clone()).await?.into_inner())).await?;
+        // A new leader tells the journal from its beginning; what was shown is skipped.
+        let mut position = 0;
+        loop {
+            match stream.message().await {
+                Ok(Some(reply)) => shown.take(reply, &mut position, json, console)?,
+                Ok(None) => break,
+                Err(status) if status.code() == Code::NotFound => {
+                    return Err(Failure::Invalid(status.message().to_owned()));
+                }
+                Err(status) => {
+                    tracing::debug!(%status, "the stream broke, asking again");
+                    break;
+                }
+            }
+        }
+        if let Some(outcome) = shown.outcome() {
+            return shown.end(run, outcome, began, console);
+        }
+    }
+}
+
+/// What of a run was shown.
+#[derive(Default)]
+struct Shown {
+    state: Option<RunState>,
+    view: Option<Arc<Mutex<RunView>>>,
+    records: u64,
+}
+
+impl Shown {
+    fn take(
+        &mut self,
+        reply: api::WatchReply,
+        position: &mut u64,
+        json: bool,
+        console: &Console,
+    ) -> Result<(), Failure> {
+        match reply.what {
+            Some(What::RecordJson(record)) => {
+                *position += 1;
+                if *position > self.records {
+                    self.records = *position;
+                    let record = JournalRecord::decode(&record).map_err(|e| Failure::Invalid(e.to_string()))?;
+                    for event in &record.events {
+                        self.event(event, json, console)?;
+                    }
+                }
+            }
+            Some(What::Report(report)) => {
+                if let (Ok(report), Some(view)) = (decode_report(&report), &self.view)
+                    && let Outcome::Progress(progress) = &report.outcome
+                {
+                    locked(view, |view| view.running(report.task, progress));
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: &Event, json: bool, console: &Console) -> Result<(), Failure> {
+        if let Event::RunStarted { run, plan, .. } = event {
+            let plan = Arc::new((**plan).clone());
+            self.view = Some(Arc::new(Mutex::new(RunView::new(&plan, json, console))));
+            let state = RunState::new(run.clone(), plan).map_err(|e| Failure::Invalid(e.to_string()))?;
+            self.state = Some(state);
+        }
+        if let Some(state) = &mut self.state {
+            rallrec_core::run::apply(state, event).map_err(|e| Failure::Other(e.into()))?;
+        }
+        if let Some(view) = &self.view {
+            locked(view, |view| view.event(event));
+        }
+        Ok(())
+    }
+
+    fn outcome(&self) -> Option<RunOutcome> {
+        self.state.as_ref()?.view().outcome
+    }
+
+    fn end(&self, run: &RunId, outcome: RunOutcome, began: Instant, console: &Console) -> Result<(), Failure> {
+        let (Some(state), Some(view)) = (&self.state, &self.view) else { return Ok(()) };
+        locked(view, RunView::finish);
+        match outcome {
+            RunOutcome::Done => {
+                let (reused, computed) = locked(view, |view| view.totals());
+                let time = clock::duration(began.elapsed().as_secs_f64());
+                let counts = format!("{} tasks computed, {} reused", thousands(computed), thousands(reused));
+                console.note(&format!("run {run} done in {time}: {counts}"));
+                Ok(())
+            }
+            RunOutcome::Failed => {
+                let errors: Vec<_> = state.errors().collect();
+                Err(Failure::Stage(failed_tasks(run, state.plan(), &errors)))
+            }
+            RunOutcome::Cancelled => {
+                Err(Failure::Interrupted { run: run.clone(), resume: format!("rallrec retry {run}") })
+            }
+        }
+    }
+}
+
+/// The run that a word means, out of those that the cluster knows.
+async fn resolve(cluster: &Cluster, word: &str) -> Result<RunId, Failure> {
+    let runs =
+        cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
+    let ids: Vec<RunId> = runs.runs.into_iter().map(|run| RunId(run.run)).collect();
+    crate::run_names::resolve(&ids, word)
+}
+
+/// Lists the cluster's runs.
+///
+/// # Errors
+/// When nobody leads.
+pub async fn status(coordinator: &str, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::new(coordinator);
+    let reply =
+        cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
+    let rows = reply.runs.into_iter().map(|run| {
+        let tasks = match run.tasks_known {
+            0 => String::new(),
+            known => format!("{} of {}", thousands(run.tasks_done), thousands(known)),
+        };
+        let submitted = clock::readable(TimeMs(run.submitted_at_ms));
+        [run.run, run.pipeline, run.state, submitted, run.priority.to_string(), tasks]
+    });
+    print_table(["RUN", "PIPELINE", "STATE", "SUBMITTED", "PRIORITY", "TASKS"], rows.collect(), console);
+    Ok(())
+}
+
+/// Lists the workers.
+///
+/// # Errors
+/// When nobody leads.
+pub async fn workers(coordinator: &str, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::new(coordinator);
+    let request = api::ListWorkersRequest {};
+    let reply = cluster.ask(async |mut client| Ok(client.list_workers(request).await?.into_inner())).await?;
+    let rows = reply.workers.into_iter().map(|worker| {
+        let state = if worker.draining { "draining" } else { "ready" }.to_owned();
+        let slots = format!("{} of {}", worker.busy, worker.slots);
+        let heard = format!("{} ago", clock::duration(worker.silent_ms as f64 / 1000.0));
+        [worker.worker, worker.pool, state, slots, worker.lanes.join(" "), heard]
+    });
+    print_table(["WORKER", "POOL", "STATE", "BUSY", "LANES", "HEARD"], rows.collect(), console);
+    Ok(())
+}
+
+/// Asks a run to stop.
+///
+/// # Errors
+/// When there is no such run, or nobody leads.
+pub async fn cancel(coordinator: &str, run: &str, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::new(coordinator);
+    let run = resolve(&cluster, run).await?.0;
+    let request = api::CancelRequest { run: run.clone() };
+    cluster.ask(async |mut client| client.cancel(request.clone()).await).await?;
+    console.note(&format!("run {run} stops once its running tasks have ended"));
+    Ok(())
+}
+
+/// Goes on with a run that failed or was cancelled.
+///
+/// # Errors
+/// When there is no such run, or nobody leads.
+pub async fn retry(coordinator: &str, run: &str, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::new(coordinator);
+    let run = resolve(&cluster, run).await?.0;
+    let request = api::RetryRequest { run: run.clone() };
+    cluster.ask(async |mut client| client.retry(request.clone()).await).await?;
+    console.note(&format!("run {run} goes on: what failed is tried again"));
+    Ok(())
+}
+
+/// Asks a worker to take no further task.
+///
+/// # Errors
+/// When there is no such worker, or nobody leads.
+pub async fn drain(coordinator: &str, worker: &str, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::new(coordinator);
+    let request = api::DrainRequest { worker: worker.to_owned() };
+    cluster.ask(async |mut client| client.drain(request.clone()).await).await?;
+    console.note(&format!("worker {worker} takes no further task"));
+    Ok(())
+}
+
+fn print_table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>, console: &Console) {
+    let mut widths = head.map(str::len);
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    console.print(&line(head));
+    for row in &rows {
+        console.print(&line(row.each_ref().map(String::as_str)));
+    }
+}

@@ -1,0 +1,160 @@
+//! The services' TOML files. An unknown key is refused with its line; what stands in the environment goes before the file.
+
+use crate::failure::Failure;
+use rallrec_queue::nats::NatsSettings;
+use serde::Deserialize;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// What both services need.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NatsConfig {
+    /// Addresses of the servers.
+    #[serde(default = "nats_servers")]
+    pub(super) servers: Vec<String>,
+    /// File with credentials.
+    pub(super) credentials: Option<PathBuf>,
+    /// File with certificates to trust.
+    pub(super) ca: Option<PathBuf>,
+}
+
+impl Default for NatsConfig {
+    fn default() -> Self {
+        Self { servers: nats_servers(), credentials: None, ca: None }
+    }
+}
+
+fn nats_servers() -> Vec<String> {
+    vec!["nats://127.0.0.1:4222".into()]
+}
+
+fn cluster() -> String {
+    "main".into()
+}
+
+/// `rallrec coordinator`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CoordinatorConfig {
+    /// Tells clusters on one NATS server apart.
+    #[serde(default = "cluster")]
+    pub(super) cluster: String,
+    /// The artifact store: a folder that every machine sees.
+    pub(super) store: PathBuf,
+    /// Where the gRPC interface listens.
+    #[serde(default = "listen")]
+    pub(super) listen: SocketAddr,
+    /// Where people and other coordinators reach it, if not there.
+    pub(super) address: Option<String>,
+    /// Listen beyond this machine without TLS and tokens.
+    #[serde(default)]
+    pub(super) insecure: bool,
+    /// How NATS is reached.
+    #[serde(default)]
+    pub(super) nats: NatsConfig,
+}
+
+fn listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7070))
+}
+
+/// `rallrec worker`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WorkerConfig {
+    /// Tells clusters on one NATS server apart.
+    #[serde(default = "cluster")]
+    pub(super) cluster: String,
+    /// The artifact store: a folder that every machine sees.
+    pub(super) store: PathBuf,
+    /// Pool that it belongs to.
+    #[serde(default = "pool")]
+    pub(super) pool: String,
+    /// Tasks that it runs at once.
+    #[serde(default = "slots")]
+    pub(super) slots: u32,
+    /// Where to compute: `auto`, `cpu` or `cuda:N`.
+    #[serde(default = "device")]
+    pub(super) device: String,
+    /// Seconds that tasks have to end after the worker was told to stop.
+    #[serde(default = "grace")]
+    pub(super) grace_seconds: u64,
+    /// How NATS is reached.
+    #[serde(default)]
+    pub(super) nats: NatsConfig,
+}
+
+fn pool() -> String {
+    "cpu".into()
+}
+
+fn slots() -> u32 {
+    1
+}
+
+fn device() -> String {
+    "auto".into()
+}
+
+fn grace() -> u64 {
+    30
+}
+
+/// Reads a service's file.
+///
+/// # Errors
+/// [`Failure::Unreachable`] when it cannot be read, [`Failure::Invalid`] with line and column when it is wrong.
+pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
+    toml::from_str(&text).map_err(|e| {
+        let at = e.span().map_or(0, |span| span.start.min(text.len()));
+        let before = &text[..at];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+        Failure::Invalid(format!("{name}:{line}:{column}: {}", e.message()))
+    })
+}
+
+/// As the queue wants it.
+pub(super) fn nats(config: &NatsConfig, cluster: &str, client: &str) -> NatsSettings {
+    let servers = match std::env::var("RALLREC_NATS") {
+        Ok(servers) if !servers.is_empty() => servers.split(',').map(|s| s.trim().to_owned()).collect(),
+        _ => config.servers.clone(),
+    };
+    NatsSettings {
+        servers,
+        credentials: config.credentials.clone(),
+        ca: config.ca.clone(),
+        cluster: cluster.to_owned(),
+        client: client.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<WorkerConfig, Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker.toml");
+        std::fs::write(&path, text).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn a_file_that_names_the_store_is_enough() {
+        let config = parse("store = \"/data/store\"\n").unwrap();
+        assert_eq!((config.pool.as_str(), config.slots, config.cluster.as_str()), ("cpu", 1, "main"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_at_its_place() {
+        let refused = parse("store = \"s\"\nslotz = 2\n").unwrap_err();
+        assert_eq!(refused.exit_code(), 2);
+        assert!(refused.to_string().contains("worker.toml:2:1: unknown field `slotz`"), "{refused}");
+    }
+}

@@ -1,0 +1,178 @@
+//! `coordinator` and `worker`: the two services, until they are told to stop.
+
+use super::config::{self, CoordinatorConfig, WorkerConfig};
+use crate::{clock, console::Console, embedded::Signals, failure::Failure, run::Place, sources::DigestCache};
+use rallrec_coordinator::cluster::{ClusterError, ClusterSettings, Coordinator, LeaderError};
+use rallrec_core::{ids::WorkerId, plan::PinnedSource};
+use rallrec_queue::{
+    QueueError,
+    nats::{NatsCoordinator, NatsWorker},
+};
+use rallrec_stages::{Cancel, ModelCache, StageError};
+use rallrec_store::Store;
+use rallrec_worker::{Board, Places, Profile, Worker};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// Least time between two progress reports of a task; beats tell it as well.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+
+/// Runs a coordinator until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// When its file is wrong, or NATS, the store or the address cannot be had.
+pub async fn coordinator(path: &Path, console: &Console) -> Result<(), Failure> {
+    let stop = stop_signal();
+    let config: CoordinatorConfig = config::read(path)?;
+    if !config.listen.ip().is_loopback() && !config.insecure {
+        return Err(Failure::Invalid(format!(
+            "{}: `listen = \"{}\"` is reachable from other machines, and there are no TLS and tokens yet: listen on 127.0.0.1 behind a proxy that has them, or accept the risk with `insecure = true`",
+            path.display(),
+            config.listen
+        )));
+    }
+    let name = format!("{}-{}", host(), clock::new_run_id());
+    let settings = ClusterSettings {
+        nats: config::nats(&config.nats, &config.cluster, &name),
+        name,
+        listen: config.listen,
+        address: config.address,
+    };
+    let store = Store::local(&config.store).await?;
+    // Says what is wrong with NATS before anybody waits.
+    NatsCoordinator::connect(&settings.nats).await.map_err(unreachable)?;
+    let coordinator = Coordinator::bind(store, settings).await.map_err(cluster_failure)?;
+    if let Ok(address) = coordinator.address() {
+        console.note(&format!("coordinator of cluster {} on http://{address}", config.cluster));
+    }
+    coordinator.serve(stop).await.map_err(cluster_failure)
+}
+
+/// Runs a worker until SIGTERM or Ctrl-C, then drains it.
+///
+/// # Errors
+/// When its file is wrong, or NATS or the store cannot be had.
+pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(), Failure> {
+    let stop = stop_signal();
+    let config: WorkerConfig = config::read(path)?;
+    let device = rallrec_llm::pick_device(&config.device).map_err(|e| Failure::Unreachable(e.to_string()))?;
+    let id = WorkerId(format!("{}-{}", host(), clock::new_run_id()));
+    let store = Store::local(&config.store).await?;
+    let queue = NatsWorker::connect(&config::nats(&config.nats, &config.cluster, &id.0)).await.map_err(unreachable)?;
+    let words = queue.words();
+    let worker = Worker {
+        store,
+        queue: Arc::new(queue),
+        device,
+        models: Arc::new(ModelCache::default()),
+        sources: Arc::new(MachinePlaces { place: place.clone(), fetching: Mutex::new(()) }),
+        cancel: Cancel::default(),
+        board: Board::default(),
+        progress_every: PROGRESS_EVERY,
+    };
+    let profile = Profile {
+        id: id.clone(),
+        host: host(),
+        pool: config.pool.clone(),
+        slots: config.slots,
+        memory_mb: memory_mb(),
+        gpu_memory_mb: None,
+        grace: Duration::from_secs(config.grace_seconds),
+    };
+    console.note(&format!("worker {id} of cluster {}, pool {}, {} slots", config.cluster, config.pool, config.slots));
+    rallrec_worker::serve(worker, words, profile, stop).await.map_err(unreachable)
+}
+
+/// Sources on this machine, pulled when a task first needs them.
+struct MachinePlaces {
+    place: Place,
+    /// One fetch at a time: two slots that want one source would pull it twice.
+    fetching: Mutex<()>,
+}
+
+impl Places for MachinePlaces {
+    fn place(&self, source: &PinnedSource) -> Result<PathBuf, StageError> {
+        let _fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed =
+            |e: &dyn std::fmt::Display| StageError::Transient(format!("{} ({}): {e}", source.name, source.source));
+        let (digest, path) = match source.source.strip_prefix("file:") {
+            Some(path) => {
+                let path = PathBuf::from(path);
+                let mut cache = DigestCache::open(self.place.home.digests());
+                let digest = cache.digest(&path).map_err(|e| failed(&e))?;
+                cache.save();
+                (digest, path)
+            }
+            None => {
+                let sources = &self.place.sources;
+                let here = sources.pulled(&source.source, false).map_err(|e| failed(&e))?;
+                let record = match here {
+                    Some(record) => record,
+                    None => sources.pull(&source.source, None, &|_| {}).map_err(|e| failed(&e))?,
+                };
+                let folder = sources.folder(&source.source);
+                let path = match record.files.as_slice() {
+                    [file] => folder.join(&file.name),
+                    _ => folder,
+                };
+                (record.digest, path)
+            }
+        };
+        if digest == source.digest {
+            return Ok(path);
+        }
+        Err(failed(&format!(
+            "its SHA-256 here is {digest}, and the run was planned with {}; pull it anew, or submit the pipeline again",
+            source.digest
+        )))
+    }
+}
+
+fn unreachable(error: QueueError) -> Failure {
+    match error {
+        QueueError::Refused(why) => Failure::Invalid(format!("NATS: {why}")),
+        other => Failure::Unreachable(format!("NATS: {other}")),
+    }
+}
+
+fn cluster_failure(error: ClusterError) -> Failure {
+    match error {
+        ClusterError::Leader(LeaderError::Store(error)) => error.into(),
+        ClusterError::Leader(LeaderError::Queue(error)) => unreachable(error),
+        ClusterError::Listen { .. } => Failure::Unreachable(error.to_string()),
+        other => Failure::Other(other.into()),
+    }
+}
+
+/// Turns true at the first SIGTERM or Ctrl-C; the second ends the process.
+fn stop_signal() -> watch::Receiver<bool> {
+    let (stop, stopped) = watch::channel(false);
+    let mut signals = Signals::caught();
+    tokio::spawn(async move {
+        if signals.next().await {
+            stop.send_replace(true);
+        }
+        if signals.next().await {
+            std::process::exit(130);
+        }
+    });
+    stopped
+}
+
+/// This machine's name, as far as it can stand in a subject.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String =
+        name.trim().chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    if name.is_empty() { "host".into() } else { name }
+}
+
+fn memory_mb() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kb| kb / 1024)
+}

@@ -1,0 +1,302 @@
+//! The fleet: which workers there are, which lanes each should ask, how many tasks of a lane each run may have out.
+//!
+//! Pure: beats, demands and the time come in; who is lost, orders and grants come out. A worker keeps its lane while there
+//! is work in it, so that its model stays in memory. Slots of a lane are shared by the runs that wait on it: the highest
+//! priority first, equals by their weights, and what one does not need goes to the others. Deliberately not here: what
+//! becomes of a lost worker's tasks (each run's own matter, [`crate::run`]), and sending anything.
+
+use crate::{
+    ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
+    lane::Lane,
+    task::Progress,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Silence after which a worker is lost: 15 beats.
+pub const LOST_AFTER_MS: u64 = 15_000;
+
+/// Offers out for each slot that asks a lane: one that is worked on, and one so that no slot waits for a round trip.
+const DEPTH: u32 = 2;
+
+/// An attempt that a worker is at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AtWork {
+    /// Its run.
+    pub run: RunId,
+    /// The task.
+    pub task: TaskId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// How far it is.
+    pub progress: Progress,
+}
+
+/// What a worker says of itself, every second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Who speaks; another name after each start.
+    pub worker: WorkerId,
+    /// The machine's name, for people.
+    pub host: String,
+    /// Its pool.
+    pub pool: String,
+    /// Tasks that it runs at once.
+    pub slots: u32,
+    /// Host memory, in MiB.
+    pub memory_mb: u64,
+    /// Memory of its accelerator, in MiB; `None` where it has none.
+    pub gpu_memory_mb: Option<u64>,
+    /// Models in memory, as lanes name them.
+    pub models: BTreeSet<String>,
+    /// Whether it takes no further task.
+    pub draining: bool,
+    /// What it is at.
+    pub at_work: Vec<AtWork>,
+    /// Program and version.
+    pub program: String,
+}
+
+/// A worker as the fleet knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// Its latest beat.
+    pub beat: Beat,
+    /// When that was heard.
+    pub heard: TimeMs,
+    /// Lanes that it should ask, the first first.
+    pub lanes: Vec<Lane>,
+    /// Whether somebody asked that it takes no further task.
+    pub asked_to_drain: bool,
+}
+
+/// What a run wants of a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Tasks that could be handed out.
+    pub waiting: u64,
+    /// Tasks that are.
+    pub handed_out: u32,
+}
+
+/// What a run wants, and its claim to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunDemand {
+    /// Higher goes first.
+    pub priority: i32,
+    /// Share among runs of its priority; at least 1.
+    pub weight: u32,
+    /// By lane.
+    pub lanes: BTreeMap<Lane, Demand>,
+}
+
+/// What all runs want.
+pub type Demands = BTreeMap<RunId, RunDemand>;
+
+/// Tasks of each lane that each run may have handed out at once.
+pub type Grants = BTreeMap<RunId, BTreeMap<Lane, u32>>;
+
+/// Every worker that was heard and is not lost.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Fleet {
+    members: BTreeMap<WorkerId, Member>,
+}
+
+impl Fleet {
+    /// A worker spoke. Tells whether it is new.
+    pub fn hear(&mut self, beat: Beat, now: TimeMs) -> bool {
+        match self.members.get_mut(&beat.worker) {
+            Some(member) => {
+                member.beat = beat;
+                member.heard = now;
+                false
+            }
+            None => {
+                let member = Member { heard: now, lanes: Vec::new(), asked_to_drain: false, beat };
+                self.members.insert(member.beat.worker.clone(), member);
+                true
+            }
+        }
+    }
+
+    /// Workers that were silent for too long. They are forgotten: one that speaks again is new.
+    pub fn lose(&mut self, now: TimeMs) -> Vec<WorkerId> {
+        let silent = |member: &Member| now.0.saturating_sub(member.heard.0) >= LOST_AFTER_MS;
+        let lost: Vec<_> = self.members.iter().filter(|(_, m)| silent(m)).map(|(worker, _)| worker.clone()).collect();
+        lost.iter().for_each(|worker| drop(self.members.remove(worker)));
+        lost
+    }
+
+    /// Nobody could be heard until now, so nobody was silent.
+    pub fn excuse(&mut self, now: TimeMs) {
+        self.members.values_mut().for_each(|member| member.heard = now);
+    }
+
+    /// A worker said goodbye.
+    pub fn leave(&mut self, worker: &WorkerId) {
+        self.members.remove(worker);
+    }
+
+    /// Asks a worker to take no further task. Tells whether there is one of that name.
+    pub fn drain(&mut self, worker: &WorkerId) -> bool {
+        let member = self.members.get_mut(worker);
+        member.map(|member| member.asked_to_drain = true).is_some()
+    }
+
+    /// The workers.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    /// A worker.
+    pub fn member(&self, worker: &WorkerId) -> Option<&Member> {
+        self.members.get(worker)
+    }
+
+    /// Gives each worker its lanes. Returns those whose lanes changed.
+    pub fn assign(&mut self, demands: &Demands) -> Vec<WorkerId> {
+        let backlog = backlog(demands);
+        let pools: BTreeSet<String> = self.members.values().map(|m| m.beat.pool.clone()).collect();
+        let mut changed = Vec::new();
+        for pool in pools {
+            let wanted: BTreeMap<&Lane, &Wanted> =
+                backlog.iter().filter(|(lane, _)| lane.pool == pool && lane.model.is_some()).collect();
+            let chosen = self.models_of_pool(&pool, &wanted);
+            for (worker, lane) in chosen {
+                let any = Lane { pool: pool.clone(), model: None };
+                let lanes: Vec<Lane> = lane.into_iter().chain([any]).collect();
+                let Some(member) = self.members.get_mut(&worker) else { continue };
+                if member.lanes != lanes {
+                    member.lanes = lanes;
+                    changed.push(worker);
+                }
+            }
+        }
+        changed
+    }
+
+    /// The model lane of each worker of a pool.
+    fn models_of_pool(&self, pool: &str, wanted: &BTreeMap<&Lane, &Wanted>) -> BTreeMap<WorkerId, Option<Lane>> {
+        let mut chosen: BTreeMap<WorkerId, Option<Lane>> = BTreeMap::new();
+        let mut serving: BTreeMap<&Lane, u32> = wanted.keys().map(|lane| (*lane, 0)).collect();
+        let members = || self.members.values().filter(|m| m.beat.pool == pool && !m.is_draining());
+        for member in members() {
+            let kept = member.lanes.first().filter(|lane| lane.model.is_some() && wanted.contains_key(lane)).cloned();
+            if let Some(count) = kept.as_ref().and_then(|lane| serving.get_mut(lane)) {
+                *count += 1;
+            }
+            chosen.insert(member.beat.worker.clone(), kept);
+        }
+        // Who has no lane takes the neediest, and of equals one whose model it has in memory.
+        for member in members() {
+            let worker = &member.beat.worker;
+            if chosen.get(worker).is_some_and(Option::is_some) {
+                continue;
+            }
+            let need = |lane: &&Lane| {
+                let Wanted { priority, tasks } = *wanted[*lane];
+                let loaded = lane.model.as_ref().is_some_and(|model| member.beat.models.contains(model));
+                let unserved = serving[*lane] == 0;
+                (priority, unserved, loaded, tasks / u64::from(serving[*lane] + 1))
+            };
+            let lane = serving.keys().copied().max_by_key(need).cloned();
+            if let Some(count) = lane.as_ref().and_then(|lane| serving.get_mut(lane)) {
+                *count += 1;
+            }
+            chosen.insert(worker.clone(), lane);
+        }
+        // A lane that nobody asks gets a worker of the lane that has most workers for its work.
+        while let Some(idle) = serving.iter().filter(|(_, n)| **n == 0).map(|(lane, _)| *lane).next().cloned() {
+            let spare = serving.iter().filter(|(_, n)| **n >= 2);
+            let Some((rich, _)) = spare.min_by_key(|(lane, n)| wanted[*lane].tasks / u64::from(**n)) else { break };
+            let rich: Lane = (*rich).clone();
+            let Some(mover) = chosen.iter().find(|(_, lane)| lane.as_ref() == Some(&rich)).map(|(w, _)| w.clone())
+            else {
+                break;
+            };
+            for (lane, n) in &mut serving {
+                *n = if **lane == rich { *n - 1 } else { *n + u32::from(**lane == idle) };
+            }
+            chosen.insert(mover, Some(idle));
+        }
+        chosen
+    }
+
+    /// Slots that ask a lane.
+    pub fn slots(&self, lane: &Lane) -> u32 {
+        let asks = |member: &&Member| !member.is_draining() && member.lanes.contains(lane);
+        self.members.values().filter(asks).map(|member| member.beat.slots).sum()
+    }
+
+    /// How many tasks of each lane each run may have out.
+    pub fn grants(&self, demands: &Demands) -> Grants {
+        let lanes: BTreeSet<&Lane> = demands.values().flat_map(|run| run.lanes.keys()).collect();
+        let mut grants: Grants = demands.keys().map(|run| (run.clone(), BTreeMap::new())).collect();
+        for lane in lanes {
+            for (run, granted) in share(lane, self.slots(lane) * DEPTH, demands) {
+                if let Some(grant) = grants.get_mut(run) {
+                    grant.insert(lane.clone(), granted);
+                }
+            }
+        }
+        grants
+    }
+}
+
+impl Member {
+    /// Whether it takes no further task.
+    pub fn is_draining(&self) -> bool {
+        self.asked_to_drain || self.beat.draining
+    }
+}
+
+/// What all runs together want of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wanted {
+    /// The highest of those that want it.
+    priority: i32,
+    tasks: u64,
+}
+
+fn backlog(demands: &Demands) -> BTreeMap<Lane, Wanted> {
+    let mut backlog: BTreeMap<Lane, Wanted> = BTreeMap::new();
+    for run in demands.values() {
+        for (lane, demand) in run.lanes.iter().filter(|(_, d)| d.waiting + u64::from(d.handed_out) > 0) {
+            let wanted = backlog.entry(lane.clone()).or_insert(Wanted { priority: run.priority, tasks: 0 });
+            wanted.priority = wanted.priority.max(run.priority);
+            wanted.tasks += demand.waiting + u64::from(demand.handed_out);
+        }
+    }
+    backlog
+}
+
+/// Shares `places` of a lane: by priority, then in rounds by weight, to nobody more than it can use.
+fn share<'a>(lane: &Lane, mut places: u32, demands: &'a Demands) -> BTreeMap<&'a RunId, u32> {
+    let mut shares = BTreeMap::new();
+    let uses = |run: &RunDemand| {
+        let demand = run.lanes.get(lane).copied().unwrap_or_default();
+        u32::try_from(demand.waiting + u64::from(demand.handed_out)).unwrap_or(u32::MAX)
+    };
+    let priorities: BTreeSet<i32> = demands.values().map(|run| run.priority).collect();
+    for priority in priorities.into_iter().rev() {
+        let mut hungry: Vec<(&RunId, &RunDemand)> =
+            demands.iter().filter(|(_, run)| run.priority == priority && uses(run) > 0).collect();
+        while places > 0 && !hungry.is_empty() {
+            let weights: u64 = hungry.iter().map(|(_, run)| u64::from(run.weight.max(1))).sum();
+            let round = places;
+            for (id, run) in &hungry {
+                // Rounded up, so that every round gives something; the first ones get the odd places.
+                let fair = (u64::from(round) * u64::from(run.weight.max(1))).div_ceil(weights) as u32;
+                let share: &mut u32 = shares.entry(*id).or_default();
+                let given = fair.min(uses(run) - *share).min(places);
+                *share += given;
+                places -= given;
+            }
+            hungry.retain(|(id, run)| shares.get(*id).copied().unwrap_or(0) < uses(run));
+        }
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests;
