@@ -23,7 +23,7 @@ use crate::{Artifacts, Clock, Journal, turn::Turn};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use rallrec_core::{
-    ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
+    ids::{Attempt, RunId, TaskId, WorkerId},
     lane::Lane,
     plan::Plan,
     run::{
@@ -203,7 +203,10 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     /// # Errors
     /// When there is no such run, its journal is damaged, or the store or the queue cannot be reached.
     pub async fn resume(mut self) -> Result<RunEnd, DriverError> {
-        let state = self.replayed().await?;
+        let state = match self.replayed().await {
+            Err(DriverError::Store(StoreError::Conflict { .. })) => return Ok(RunEnd::Fenced),
+            replayed => replayed?,
+        };
         if let Phase::Finished(RunOutcome::Done) = state.phase() {
             (self.observer)(Notice::State(&state));
             return Ok(RunEnd::Done);
@@ -220,6 +223,7 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     pub async fn take_over(mut self, run: RunId, plan: Arc<Plan>) -> Result<RunEnd, DriverError> {
         let state = match self.replayed().await {
             Err(DriverError::NothingToResume) => return self.drive(RunState::new(run, plan)?, Input::Start).await,
+            Err(DriverError::Store(StoreError::Conflict { .. })) => return Ok(RunEnd::Fenced),
             replayed => replayed?,
         };
         if let Phase::Finished(outcome) = state.phase() {
@@ -284,14 +288,14 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     /// Builds the next signal, and does nothing else.
     async fn next_signal(&mut self, turn: &mut Turn<A>) -> Signal {
         // A retry that is due already waits for a free slot, and so for a report.
-        let retry = turn.state.next_retry().filter(|at| *at > self.clock.now());
+        let retry = turn.state.next_retry_ms(self.clock.now());
         tokio::select! {
             biased;
             Some(signal) = turn.in_flight.next() => signal,
             // Before control: a lost worker's last words come before the news of its loss.
             report = self.queue.next_report() => Signal::Report(report),
             said = self.control.recv(), if turn.heeds_control => Signal::Control(said),
-            () = self.clock.wait_until(retry.unwrap_or(TimeMs(0))), if retry.is_some() => Signal::Wake,
+            () = self.clock.wait(retry.unwrap_or(0)), if retry.is_some() => Signal::Wake,
         }
     }
 
@@ -338,7 +342,7 @@ impl Tries {
             return Err(error);
         }
         tracing::warn!(%error, tries = self.failed, "the store did not answer, trying again");
-        clock.wait_until(TimeMs(clock.now().0 + (500 << self.failed))).await;
+        clock.wait(500 << self.failed).await;
         Ok(())
     }
 }

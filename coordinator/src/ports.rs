@@ -17,7 +17,8 @@ pub trait Journal: Send {
     /// Every record, in order; later ones continue after them.
     ///
     /// # Errors
-    /// When the store cannot be reached or a record is damaged.
+    /// [`StoreError::Conflict`] when someone rules by now whom this one must not follow; else when the store cannot be
+    /// reached or a record is damaged.
     fn replay(&mut self) -> impl Future<Output = Result<Vec<Vec<u8>>, StoreError>> + Send;
 
     /// Adds a record. After an error the same record may be added again.

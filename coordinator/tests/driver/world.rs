@@ -98,10 +98,11 @@ impl Clock for JumpingClock {
         TimeMs(self.0.load(Ordering::Relaxed))
     }
 
-    fn wait_until(&self, at: TimeMs) -> BoxFuture<'static, ()> {
+    fn wait(&self, ms: u64) -> BoxFuture<'static, ()> {
         let now = Arc::clone(&self.0);
+        let at = self.now().0 + ms;
         async move {
-            now.fetch_max(at.0, Ordering::Relaxed);
+            now.fetch_max(at, Ordering::Relaxed);
         }
         .boxed()
     }
@@ -275,7 +276,7 @@ async fn worker(
 
 fn compute(store: &SimStore, offer: &TaskOffer) -> (ArtifactSummary, bool) {
     let mut artifacts = store.artifacts.lock().unwrap();
-    for shard in offer.inputs.iter().flat_map(|input| &input.shards) {
+    for shard in offer.inputs.iter().flat_map(|input| input.shards.iter()) {
         assert!(artifacts.contains_key(&shard.key), "{} began before its inputs were there", offer.task);
     }
     let rows = match offer.rows {
