@@ -13,17 +13,20 @@
 //! ([`rallrec_core::fleet`]'s).
 
 mod active;
+mod candidate;
 mod leader;
 mod record;
 mod service;
 mod standby;
 
+pub use candidate::{Candidate, RunWatcher};
 pub use leader::LeaderError;
 pub use record::ClusterRecord;
-pub use service::LEADER_HEADER;
+pub use service::{Interface, LEADER_HEADER};
 
+use crate::SystemClock;
 use rallrec_proto::api::coordinator_server::CoordinatorServer;
-use rallrec_queue::nats::NatsSettings;
+use rallrec_queue::nats::{NatsCoordinator, NatsSettings};
 use rallrec_store::Store;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::{net::TcpListener, sync::watch};
@@ -96,25 +99,18 @@ impl Coordinator {
             let bound = listener.local_addr().map_or_else(|_| settings.listen.to_string(), |a| a.to_string());
             format!("http://{bound}")
         });
-        let role = Arc::new(service::Role::default());
+        let network = NatsCoordinator::connect(&settings.nats).await.map_err(LeaderError::from)?;
+        let candidate = Candidate::new(store, Arc::new(network), Arc::new(SystemClock), settings.name, address);
         let interface = {
-            let service = service::Interface { role: Arc::clone(&role), store: store.clone() };
             let incoming = tonic::transport::server::TcpIncoming::from(listener);
             let mut stop = stop.clone();
             tonic::transport::Server::builder()
-                .add_service(CoordinatorServer::new(service))
+                .add_service(CoordinatorServer::new(candidate.interface()))
                 .serve_with_incoming_shutdown(incoming, async move { drop(stop.wait_for(|stop| *stop).await) })
-        };
-        let leading = async {
-            loop {
-                let term = standby::wait_for_turn(&store, &settings, &address, &role).await?;
-                leader::lead(&store, &settings, &address, term, &role).await?;
-                role.none();
-            }
         };
         tokio::select! {
             ended = interface => Ok(ended?),
-            failed = leading => failed,
+            failed = candidate.stand() => match failed.map_err(ClusterError::from)? {},
             _ = stop.wait_for(|stop| *stop) => Ok(()),
         }
     }

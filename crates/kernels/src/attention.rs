@@ -16,7 +16,7 @@ pub const TOKEN: usize = 3;
 /// Numbers that describe a token in `combine`'s list.
 pub const RANGE: usize = 3;
 /// Score of a position that is not seen: finite, so that no infinity is subtracted from another.
-const UNSEEN: f32 = -1e30;
+pub(crate) const UNSEEN: f32 = -1e30;
 
 /// Sizes of the attention and of a cube's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -219,7 +219,7 @@ pub fn attend<F: Float>(
 }
 
 #[cube]
-fn max_of(a: f32, b: f32) -> f32 {
+pub(crate) fn max_of(a: f32, b: f32) -> f32 {
     select(a > b, a, b)
 }
 

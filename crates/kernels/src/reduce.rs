@@ -19,3 +19,20 @@ pub(crate) fn cube_sum(value: f32, #[comptime] planes: u32) -> f32 {
     sync_cube();
     total
 }
+
+/// As [`cube_sum`], of integers: exact in any order.
+#[cube]
+pub(crate) fn cube_sum_u64(value: u64, #[comptime] planes: u32) -> u64 {
+    let mut parts = Shared::<[u64]>::new_slice(PLANE as usize);
+    let part = plane_sum(value);
+    if UNIT_POS_PLANE == 0 {
+        parts[PLANE_POS as usize] = part;
+    }
+    sync_cube();
+    let mut total = 0u64;
+    for plane in 0..planes {
+        total += parts[plane as usize];
+    }
+    sync_cube();
+    total
+}

@@ -32,7 +32,9 @@ pub(crate) fn layer_part(code: u32, layer: u32) -> usize {
 /// * `places` \[tokens, 2\]: position, and the code of its page: twice the number of the page's first part, plus 1 when
 ///   it has a part for every layer
 /// * `queries` \[tokens, queries, width\]; `keys` and `values` \[parts, keys, [`PAGE`], width\]
-#[cube(launch_unchecked)]
+///
+/// Places have 64 bits: a cache of 8.6 GB of keys in 16 bits has more numbers than 32 bits count.
+#[cube(launch_unchecked, address_type = "u64")]
 pub fn rotate_and_store<F: Float>(
     projected: &[F],
     bias: &[f32],

@@ -3,9 +3,13 @@
 //!
 //! Weights exp((logit - largest) / temperature) are fixed-point numbers of 40 fractional bits. Their sums are exact, so
 //! units may add them up in any order, and the vocabulary need not be sorted: the token at which a running sum from
-//! the heaviest on crosses a target is found by the digits of the weights, 8 bits at a time.
+//! the heaviest on crosses a target is found by the digits of the weights, 8 bits at a time. Sums of a digit are kept in
+//! parts of 32 bits, which the hardware adds up in shared memory; with 64 bits units that meet would try again and again.
 
-use crate::{PLANE, reduce::cube_sum};
+use crate::{
+    PLANE,
+    reduce::{cube_sum, cube_sum_u64},
+};
 use cubecl::prelude::*;
 
 /// What [`sample`] gives for a row whose logits are all minus infinity, or of which one is plus infinity or no number.
@@ -19,8 +23,13 @@ const ONE: f32 = 1_099_511_627_776.0;
 const LARGEST: f32 = 3.4e38;
 /// Values of a digit.
 const DIGITS: usize = 256;
+/// Bits of a part of a weight, and parts.
+const PART_BITS: u32 = 14;
+const PARTS: usize = 3;
+/// Tokens of a vocabulary at most: so many parts do not overflow 32 bits.
+pub const MAX_VOCABULARY: usize = 1 << (32 - PART_BITS);
 
-/// One token a row; one cube of `planes` planes a row, at least 8.
+/// One token a row; one cube of `planes` planes a row, at least 8. The vocabulary has [`MAX_VOCABULARY`] tokens at most.
 ///
 /// * `logits` \[rows, vocabulary\]; minus infinity is never drawn
 /// * `shapes` \[rows, [`SHAPE`]\]: 1 / temperature, or 0 for the largest logit, the first of equals; min-p, or 0 for all
@@ -160,11 +169,6 @@ fn draw<F: Float>(
     let units = comptime!((planes * PLANE) as usize);
     let top_k = limits[limit] as u64;
     let top_p = limits[limit + 1];
-    let sums = Shared::<[Atomic<u64>]>::new_slice(3usize);
-    if UNIT_POS < 3 {
-        sums[UNIT_POS as usize].store(0u64);
-    }
-    sync_cube();
     let mut mass = 0u64;
     let mut heavy = 0u64;
     let mut count = 0u64;
@@ -177,14 +181,9 @@ fn draw<F: Float>(
         count += select(exact > 0u64, 1u64, 0u64);
         i += units;
     }
-    sums[0].fetch_add(mass);
-    sums[1].fetch_add(heavy);
-    sums[2].fetch_add(count);
-    sync_cube();
-    let mut mass = sums[0].load();
-    let heavy = sums[1].load();
-    let count = sums[2].load();
-    sync_cube();
+    let mut mass = cube_sum_u64(mass, planes);
+    let heavy = cube_sum_u64(heavy, planes);
+    let count = cube_sum_u64(count, planes);
 
     // What may be drawn is always a beginning of the order of weights: its sum and its smallest weight describe it.
     let mut floor = 0u32;
@@ -234,16 +233,16 @@ fn find<F: Float>(
     #[comptime] planes: u32,
 ) -> Place {
     let units = comptime!((planes * PLANE) as usize);
-    // Of the largest digit first: sums, then numbers.
-    let digits = Shared::<[Atomic<u64>]>::new_slice(2 * DIGITS);
+    // Of the largest digit first: parts of sums, then numbers.
+    let digits = Shared::<[Atomic<u32>]>::new_slice(comptime!((PARTS + 1) * DIGITS));
     let mut key = 0u32;
     let mut mass = 0u64;
     let mut count = 0u64;
     for pass in 0..4u32 {
         let shift = 24u32 - 8u32 * pass;
         let mut i = UNIT_POS as usize;
-        while i < 2 * DIGITS {
-            digits[i].store(0u64);
+        while i < comptime!((PARTS + 1) * DIGITS) {
+            digits[i].store(0u32);
             i += units;
         }
         sync_cube();
@@ -254,8 +253,13 @@ fn find<F: Float>(
             let exact = fixed(weight);
             if exact > 0u64 && bits >= floor && ((bits >> shift) >> 8u32) == key {
                 let digit = (DIGITS - 1) - ((bits >> shift) & 255u32) as usize;
-                digits[digit].fetch_add(exact);
-                digits[DIGITS + digit].fetch_add(1u64);
+                #[unroll]
+                for part in 0..PARTS {
+                    let bits =
+                        (exact >> comptime!(part as u64 * PART_BITS as u64)) & comptime!((1u64 << PART_BITS) - 1);
+                    digits[part * DIGITS + digit].fetch_add(bits as u32);
+                }
+                digits[comptime!(PARTS * DIGITS) + digit].fetch_add(1u32);
             }
             i += units;
         }
@@ -270,7 +274,7 @@ fn find<F: Float>(
 
 /// The digit (counted from the largest) at which the sum, or the number, reaches `target`, and both before it.
 #[cube]
-fn cross(digits: &Shared<[Atomic<u64>]>, target: u64, #[comptime] by_count: bool, mass: u64, count: u64) -> Place {
+fn cross(digits: &Shared<[Atomic<u32>]>, target: u64, #[comptime] by_count: bool, mass: u64, count: u64) -> Place {
     let mut groups = Shared::<[u64]>::new_slice(2 * PLANE as usize);
     let mut found = Shared::<[u64]>::new_slice(3usize);
     let per = comptime!(DIGITS / PLANE as usize);
@@ -278,7 +282,7 @@ fn cross(digits: &Shared<[Atomic<u64>]>, target: u64, #[comptime] by_count: bool
     if unit < 2 * PLANE as usize {
         let mut sum = 0u64;
         for i in 0..per {
-            sum += digits[unit * per + i].load();
+            sum += of_digit(digits, unit * per + i);
         }
         groups[unit] = sum;
     }
@@ -296,12 +300,12 @@ fn cross(digits: &Shared<[Atomic<u64>]>, target: u64, #[comptime] by_count: bool
         }
         let mut digit = group * per;
         let end = digit + comptime!(per - 1);
-        reached = select(by_count, count + digits[DIGITS + digit].load(), mass + digits[digit].load());
+        reached = select(by_count, count + of_digit(digits, DIGITS + digit), mass + of_digit(digits, digit));
         while digit < end && reached < target {
-            mass += digits[digit].load();
-            count += digits[DIGITS + digit].load();
+            mass += of_digit(digits, digit);
+            count += of_digit(digits, DIGITS + digit);
             digit += 1;
-            reached = select(by_count, count + digits[DIGITS + digit].load(), mass + digits[digit].load());
+            reached = select(by_count, count + of_digit(digits, DIGITS + digit), mass + of_digit(digits, digit));
         }
         found[0] = digit as u64;
         found[1] = mass;
@@ -311,6 +315,21 @@ fn cross(digits: &Shared<[Atomic<u64>]>, target: u64, #[comptime] by_count: bool
     let place = Place { key: found[0] as u32, mass: found[1], count: found[2] };
     sync_cube();
     place
+}
+
+/// The sum of a digit; beyond [`DIGITS`] the number of the digit before that.
+#[cube]
+fn of_digit(digits: &Shared<[Atomic<u32>]>, place: usize) -> u64 {
+    let mut sum = 0u64;
+    if place < DIGITS {
+        #[unroll]
+        for part in 0..PARTS {
+            sum += (digits[part * DIGITS + place].load() as u64) << comptime!(part as u64 * PART_BITS as u64);
+        }
+    } else {
+        sum = digits[comptime!((PARTS - 1) * DIGITS) + place].load() as u64;
+    }
+    sum
 }
 
 /// The token at which a running sum in the order of tokens reaches `target`: of the number of tokens whose weight has

@@ -1,8 +1,9 @@
-"""Writes a Hugging Face folder with random bf16 weights in the shape of Llama-3.1-8B, for measuring speed.
+"""Writes a Hugging Face folder with random bf16 weights in the shape of a known model, for measuring speed.
 
-usage: random_model.py FOLDER [LAYERS]
+usage: random_model.py FOLDER [SHAPE [LAYERS]]
 
-Nothing but Python's standard library. 16 GB with the shape's 32 layers. The tokenizer knows single bytes and fillers.
+SHAPE is llama-8b (Llama-3.1-8B, 16 GB; the default) or smollm2-135m. Nothing but Python's standard library. The tokenizer
+knows single bytes and fillers.
 """
 
 import json
@@ -11,7 +12,13 @@ import random
 import struct
 import sys
 
-HIDDEN, FEED, HEADS, KEYS, WIDTH, VOCABULARY, CONTEXT = 4096, 14336, 32, 8, 128, 128256, 8192
+# Hidden size, feed-forward size, heads, key heads, head width, vocabulary, layers, whether the head is tied.
+SHAPES = {
+    "llama-8b": (4096, 14336, 32, 8, 128, 128256, 32, False),
+    "smollm2-135m": (576, 1536, 9, 3, 64, 49152, 30, True),
+}
+HIDDEN, FEED, HEADS, KEYS, WIDTH, VOCABULARY, LAYERS, TIED = SHAPES[sys.argv[2] if len(sys.argv) > 2 else "llama-8b"]
+CONTEXT = 8192
 
 
 def shapes(layers):
@@ -28,7 +35,8 @@ def shapes(layers):
         yield name + "mlp.up_proj.weight", [FEED, HIDDEN]
         yield name + "mlp.down_proj.weight", [HIDDEN, FEED]
     yield "model.norm.weight", [HIDDEN]
-    yield "lm_head.weight", [VOCABULARY, HIDDEN]
+    if not TIED:
+        yield "lm_head.weight", [VOCABULARY, HIDDEN]
 
 
 def bf16(value):
@@ -85,7 +93,7 @@ def tokenizer():
 
 def main():
     folder = pathlib.Path(sys.argv[1])
-    layers = int(sys.argv[2]) if len(sys.argv) > 2 else 32
+    layers = int(sys.argv[3]) if len(sys.argv) > 3 else LAYERS
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -103,7 +111,7 @@ def main():
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": TIED,
         "torch_dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config))

@@ -1,10 +1,11 @@
 //! What the language model reaches of a CUDA device, against what the device does in the same run.
 //!
-//! `cargo bench --workspace --features rallrec/cuda --bench roofline -- [--device cuda:0] [--model FILE]...`. First two
-//! ceilings are measured with Burn: bytes a second of a large copy, and floating-point operations a second of a large
-//! product in bf16. Then for each model (SmolLM2 where none is given) prefill and decoding, each with its share of the
-//! ceiling: of prefill 2 operations for every weight of the matrices and token, of decoding one reading of all weights
-//! and of the sequences' keys and values a step. Nothing is compared with other programs here; `throughput` does that.
+//! `cargo bench --workspace --features rallrec/cuda --bench roofline -- [--device cuda:0] [--precision bf16|int8]
+//! [--model FILE]...`. First two ceilings are measured with Burn: bytes a second of a large copy, and floating-point
+//! operations a second of a large product in bf16 (`peer_cuda.py` has PyTorch's). Then for each model (SmolLM2 where none
+//! is given) prefill and decoding, each with its share of the ceiling: of prefill 2 operations for every weight of the
+//! matrices and token, of decoding one reading of all weights, in the bytes that they have, and of the sequences' keys
+//! and values a step. `peer_cuda.py` measures the same with transformers.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program that prints its measurements")]
 
@@ -24,13 +25,15 @@ const SAMPLES: usize = 6;
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let (mut name, mut models) = ("cuda:0".to_owned(), Vec::<PathBuf>::new());
+    let (mut name, mut precision, mut models) = ("cuda:0".to_owned(), Precision::Bf16, Vec::<PathBuf>::new());
     while let Some(option) = arguments.next() {
         let value = arguments.next().unwrap_or_else(|| panic!("{option} has no value"));
         match option.as_str() {
             "--device" => name = value,
             "--model" => models.push(value.into()),
-            _ => panic!("{option} is none of --device, --model"),
+            "--precision" if value == "int8" => precision = Precision::Int8,
+            "--precision" if value == "bf16" => precision = Precision::Bf16,
+            _ => panic!("{option} {value} is none of --device NAME, --precision bf16|int8, --model FILE"),
         }
     }
     let device = match pick_device(&name) {
@@ -45,8 +48,12 @@ fn main() {
     for path in models {
         println!("{}", path.display());
         let began = Instant::now();
-        let model = LanguageModel::load(&path, &device, Precision::Bf16).unwrap();
-        println!("  loaded in {:.1} s, {:.2} GB", began.elapsed().as_secs_f64(), model.weight_bytes() as f64 / 1e9);
+        let model = LanguageModel::load(&path, &device, precision).unwrap();
+        println!(
+            "  {precision:?}, loaded in {:.1} s, {:.2} GB",
+            began.elapsed().as_secs_f64(),
+            model.weight_bytes() as f64 / 1e9
+        );
         measure(&model, &ceilings);
     }
 }
@@ -93,7 +100,10 @@ fn measure(model: &LanguageModel, ceilings: &Ceilings) {
         println!("  prefill {length} x {batch}: {speed:.0} tokens/s, {:.1} % of the product's ceiling", 100.0 * share);
     }
     let head = config.vocabulary * config.hidden;
-    let weights = 2.0 * (matrix_weights(config) + head as f64);
+    let embedding = if config.tied_head { 0.0 } else { head as f64 };
+    let read_weights = matrix_weights(config) + head as f64;
+    // A weight's bytes, with its part of a scale.
+    let weights = model.weight_bytes() as f64 / (read_weights + embedding) * read_weights;
     let kv = (2 * 2 * config.layers * config.kv_width()) as f64;
     for (batch, samples) in [(1, 1), (8, 1), (32, 1), (256, 1), (256, SAMPLES)] {
         let timed = |tokens| best(|| decode(model, batch, samples, tokens));

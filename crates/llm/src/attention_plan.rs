@@ -123,7 +123,8 @@ impl Plan {
         window: Option<usize>,
         tile: usize,
     ) {
-        for first in (0..segment.count).step_by(tile) {
+        // The last first: they see the most, and no cube should begin long work when the others are done.
+        for first in (0..segment.count).step_by(tile).rev() {
             let count = tile.min(segment.count - first);
             let start = segment.start + first;
             let tokens: Vec<_> = (0..count).map(|i| [(row + first + i) as u32, (start + i) as u32, 0]).collect();

@@ -10,7 +10,7 @@
 use crate::{
     LlmError,
     adapter::{Adapter, LowRanks, Product},
-    checkpoint::{Checkpoint, HEAD},
+    checkpoint::{Checkpoint, HEAD, Stored},
     config::ModelConfig,
     host::{Host, RopeTable, floats, matrix, read},
     kv::{KvPool, Sequence},
@@ -66,16 +66,27 @@ pub(crate) struct Step<'a> {
 impl Decoder {
     pub(crate) fn load(weights: &dyn Checkpoint, device: &Device, precision: Precision) -> Result<Self, LlmError> {
         let config = weights.config().clone();
+        #[cfg(feature = "cuda")]
+        let precision =
+            if *device == Device::flex() { precision } else { crate::cuda::resolve(precision, &config, device) };
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
-        let tokens = |name: &str| -> Result<Arc<Matrix>, LlmError> {
-            Ok(Arc::new(load_matrix(weights, &[(name.to_owned(), vocabulary)], hidden, precision, device)?))
+        let tokens = |name: &str, load: LoadMatrix| -> Result<Arc<Matrix>, LlmError> {
+            let part = [(name.to_owned(), vocabulary)];
+            Ok(Arc::new(load_matrix(weights, &part, hidden, load, precision, device)?))
         };
-        let embedding = tokens("model.embed_tokens.weight")?;
-        let head = if config.tied_head { embedding.clone() } else { tokens(HEAD)? };
+        let load_embedding = if config.tied_head { Matrix::load } else { Matrix::load_table };
+        let embedding = tokens("model.embed_tokens.weight", load_embedding)?;
+        let head = if config.tied_head { embedding.clone() } else { tokens(HEAD, Matrix::load)? };
         let rope = Arc::new(RopeTable::new(config.rope_frequencies(), config.context));
         let ops = operations(&config, embedding.clone(), rope.clone(), device)?;
         let load = |index| Block::load(weights, index, device, precision);
-        let blocks = (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?;
+        let blocks = if *device == Device::flex() {
+            (0..config.layers).into_par_iter().map(load).collect::<Result<_, _>>()?
+        } else {
+            // One after another: what a device does for a thread has its own order and its own pools of memory there,
+            // and host memory holds one matrix at a time.
+            (0..config.layers).map(load).collect::<Result<_, _>>()?
+        };
         Ok(Self {
             norm: Arc::new(Vector::new(weights.vector("model.norm.weight", hidden)?, device)),
             embedding,
@@ -228,7 +239,7 @@ impl Block {
         let vector = |part: &str, length| weights.vector(&name(part), length);
         let matrix = |modules: &[(&str, usize)], inputs| {
             let parts = modules.iter().map(|(module, outputs)| (name(&format!("{module}.weight")), *outputs));
-            load_matrix(weights, &parts.collect::<Vec<_>>(), inputs, precision, device)
+            load_matrix(weights, &parts.collect::<Vec<_>>(), inputs, Matrix::load, precision, device)
         };
         let bias = if config.qkv_bias {
             let parts = [("q", query), ("k", kv), ("v", kv)];
@@ -254,16 +265,20 @@ impl Block {
     }
 }
 
+/// [`Matrix::load`] or [`Matrix::load_table`].
+type LoadMatrix = fn(&[Stored<'_>], Precision, &Device) -> Result<Matrix, TooLarge>;
+
 /// Matrices with the same inputs beside one another, each given by its name and its outputs.
 fn load_matrix(
     weights: &dyn Checkpoint,
     parts: &[(String, usize)],
     inputs: usize,
+    load: LoadMatrix,
     precision: Precision,
     device: &Device,
 ) -> Result<Matrix, LlmError> {
     let stored = parts.iter().map(|(name, outputs)| weights.matrix(name, *outputs, inputs));
-    Matrix::load(&stored.collect::<Result<Vec<_>, _>>()?, precision, device).map_err(|TooLarge { part }| {
+    load(&stored.collect::<Result<Vec<_>, _>>()?, precision, device).map_err(|TooLarge { part }| {
         let limit = if precision == Precision::F16 { "f16, which ends at 65,504" } else { "bf16" };
         weights
             .error(&parts[part].0, &format!("has weights too large for {limit}; take the precision auto, f32 or int8"))

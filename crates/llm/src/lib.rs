@@ -52,6 +52,8 @@ mod vocabulary;
 #[cfg(test)]
 #[path = "../tests/tiny/mod.rs"]
 mod tiny;
+#[cfg(test)]
+mod twins;
 
 pub use adapter::{Adapter, AdapterSettings, Target};
 pub use chat::Message;

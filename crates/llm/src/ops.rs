@@ -51,7 +51,7 @@ pub(crate) trait Operations: Send + Sync {
 
 /// How a token is drawn, without a repetition penalty. The order and the meaning of the filters are the sampler's.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a device reads them"))]
+#[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "a device reads them"))]
 pub(crate) struct Draw {
     /// 0 takes the largest logit.
     pub(crate) temperature: f32,
@@ -65,16 +65,16 @@ pub(crate) struct Draw {
     pub(crate) uniform: f64,
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(any(test, feature = "cuda"))]
 impl Draw {
-    /// The kernel's shape of a distribution, see [`rallrec_kernels::sample`].
-    pub(crate) fn shape(&self) -> [f32; rallrec_kernels::sample::SHAPE] {
+    /// The kernel's shape of a distribution, see `rallrec_kernels::sample`.
+    pub(crate) fn shape(&self) -> [f32; 2] {
         let scale = 1.0 / self.temperature;
         [if scale.is_finite() { scale } else { 0.0 }, self.min_p]
     }
 
     /// The kernel's limits of a distribution.
-    pub(crate) fn limits(&self) -> [u32; rallrec_kernels::sample::LIMIT] {
+    pub(crate) fn limits(&self) -> [u32; 3] {
         let fraction = |x: f64| (x * (1_u64 << 32) as f64) as u32;
         let top_p = if self.top_p < 1.0 { fraction(self.top_p.into()).max(1) } else { 0 };
         [u32::try_from(self.top_k).unwrap_or(0), top_p, fraction(self.uniform)]

@@ -160,6 +160,25 @@ async fn a_file_system_without_hard_links_is_refused() {
     }
 }
 
+#[tokio::test]
+async fn nobody_continues_what_a_later_term_has_written() {
+    let (_folder, stores) = stores().await;
+    for store in stores {
+        let run = RunId("r".into());
+        let records = |writer: &str| Records::of_run(store.clone(), &run, writer);
+        records("a").in_term(3).append(b"one").await.unwrap();
+        let mut second = records("b").in_term(12);
+        assert_eq!(second.replay().await.unwrap(), [b"one".to_vec()]);
+        second.append(b"two").await.unwrap();
+        // Slow to take the run over, it reads what is there only now.
+        assert!(matches!(records("a").in_term(3).replay().await, Err(StoreError::Conflict { .. })));
+        for mut reader in [records("b").in_term(12), records("c").in_term(13), records("reader")] {
+            assert_eq!(reader.replay().await.unwrap(), [b"one".to_vec(), b"two".to_vec()]);
+        }
+        assert_eq!(records("watcher").follow().await.unwrap().len(), 2);
+    }
+}
+
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

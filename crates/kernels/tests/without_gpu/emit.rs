@@ -9,8 +9,9 @@ use cubecl::{
     prelude::*,
 };
 use cubecl_cpp::{
+    cuda::{arch::CudaArchitecture, mma::CudaCmmaCompiler},
     register_supported_types,
-    shared::{CompilationOptions, CppCompiler, CppSupportedFeatures},
+    shared::{CompilationOptions, CppCompiler, CppSupportedFeatures, register_wmma_features},
     target::Cuda,
 };
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use std::sync::Arc;
 /// What a kernel's constructor wants to know of the device and of its launch.
 pub(crate) type Setup = (KernelSettings, Arc<DeviceProperties>, Arc<TargetProperties>);
 
-/// For cubes of some units.
-pub(crate) fn setup(units: u32) -> Setup {
+/// For cubes of some units, and places in buffers of 32 or 64 bits.
+pub(crate) fn setup(units: u32, places: AddressType) -> Setup {
     let mut properties = DeviceProperties::new(
         Features::default(),
         MemoryDeviceProperties::new(u64::MAX, 512),
@@ -50,7 +51,9 @@ pub(crate) fn setup(units: u32) -> Setup {
     for feature in [Plane::Ops, Plane::Sync, Plane::NonUniformControlFlow] {
         properties.features.plane.insert(feature);
     }
-    let settings = KernelSettings::new(*CubeDim::new_1d(units), ExecutionMode::Unchecked, AddressType::U32);
+    let architecture = CudaArchitecture { version: 80, tensor_cores: true };
+    register_wmma_features(CudaCmmaCompiler::Cpp.supported_cmma_combinations(&architecture), &mut properties);
+    let settings = KernelSettings::new(*CubeDim::new_1d(units), ExecutionMode::Unchecked, places);
     (settings, Arc::new(properties), Arc::new(TargetProperties::default()))
 }
 
@@ -84,12 +87,14 @@ pub(crate) fn compiled(kernel: &impl CubeKernel, units: u32) -> Kernel {
 }
 
 /// `emit!(units, module::function: arguments...)`: a kernel from its parameters, `buffer()` for a slice and `()` for a
-/// scalar.
+/// scalar. `wide` before them for a kernel whose places in buffers have 64 bits.
 macro_rules! emit {
-    ($units:expr, $module:ident::$function:ident::$kernel:ident, $($argument:expr),*) => {{
-        let (settings, device, target) = crate::emit::setup($units);
+    (wide $($rest:tt)*) => { crate::emit::emit!(@ cubecl::ir::AddressType::U64, $($rest)*) };
+    (@ $places:expr, $units:expr, $module:ident::$function:ident::$kernel:ident, $($argument:expr),*) => {{
+        let (settings, device, target) = crate::emit::setup($units, $places);
         let kernel = rallrec_kernels::$module::$function::$kernel::new(settings, device, target, $($argument),*);
         crate::emit::compiled(&kernel, $units)
     }};
+    ($($rest:tt)*) => { crate::emit::emit!(@ cubecl::ir::AddressType::U32, $($rest)*) };
 }
 pub(crate) use emit;

@@ -5,7 +5,7 @@
 //! CUDA's headers, separated by colons; `RALLREC_KERNELS_TMP` and `RALLREC_KERNELS_SCRIPT` say where to write sources and
 //! where `device.py` is, on a machine without this repository.
 
-use crate::emit::Kernel;
+use super::emit::Kernel;
 use std::{
     fmt::Write as _,
     io::Write as _,
@@ -29,7 +29,9 @@ pub(crate) enum Scalar {
 impl Host {
     /// Compiles some kernels, with the compiler's checks for accesses outside of buffers and for undefined behaviour.
     pub(crate) fn new(name: &str, kernels: Vec<Kernel>) -> Self {
-        let folder = path_or("RALLREC_KERNELS_TMP", env!("CARGO_TARGET_TMPDIR"));
+        // Set where integration tests are compiled.
+        let tmp = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let folder = path_or("RALLREC_KERNELS_TMP", tmp);
         let (text, program) = (folder.join(format!("{name}.cpp")), folder.join(name));
         if on_device() {
             for (index, kernel) in kernels.iter().enumerate() {
@@ -40,7 +42,7 @@ impl Host {
         }
         std::fs::write(&text, program_text(&kernels)).expect("the target folder can be written");
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-        let shim = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/without_gpu/shim");
+        let shim = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/tests/without_gpu/shim");
         let output = Command::new(&compiler)
             .args(["-std=c++17", "-O1", "-ffp-contract=off", "-w", "-fsanitize=address,undefined"])
             .args(["-fno-sanitize-recover=undefined", "-I", shim, "-o"])
@@ -57,7 +59,7 @@ impl Host {
             return Command::new(&self.program);
         }
         let path = |name| std::env::var_os(name).unwrap_or_else(|| panic!("{name} is set, see host.rs"));
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/without_gpu/device.py");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/tests/without_gpu/device.py");
         let mut command = Command::new("python3");
         command
             .arg(path_or("RALLREC_KERNELS_SCRIPT", script))
@@ -106,7 +108,7 @@ impl Host {
     }
 }
 
-fn path_or(variable: &str, path: &str) -> PathBuf {
+fn path_or(variable: &str, path: impl Into<PathBuf>) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| path.into(), PathBuf::from)
 }
 
@@ -121,7 +123,7 @@ fn program_text(kernels: &[Kernel]) -> String {
         // A name space each: every source defines the same types.
         let _ = writeln!(text, "namespace kernel_{index} {{");
         let shared = kernel.shared_name().unwrap_or("no_shared");
-        let _ = writeln!(text, "alignas(16) char {shared}[{}];", kernel.shared_bytes.max(1));
+        let _ = writeln!(text, "alignas(1024) char {shared}[{}];", kernel.shared_bytes.max(1));
         let _ = writeln!(text, "{}\n}}", without_assembly(&kernel.source));
         let symbol = &kernel.symbol;
         let shared = format!("kernel_{index}::{shared}, sizeof kernel_{index}::{shared}");
@@ -138,8 +140,8 @@ fn program_text(kernels: &[Kernel]) -> String {
 
 /// Puts the shim's function in the place of the one instruction that kernels have as assembly text.
 fn without_assembly(source: &str) -> String {
-    const ADD: &str = "asm volatile(\"atom.relaxed.add.u64 %0, [%1], %2;\" : \"=l\"(result) : \"l\"";
-    let line = |line: &str| match line.strip_prefix(ADD).and_then(|operands| operands.split_once(", \"l\"")) {
+    const ADD: &str = "asm volatile(\"atom.relaxed.add.u32 %0, [%1], %2;\" : \"=r\"(result) : \"l\"";
+    let line = |line: &str| match line.strip_prefix(ADD).and_then(|operands| operands.split_once(", \"r\"")) {
         Some((address, value)) => format!("result = atomicAdd({address}, {value}"),
         None => line.into(),
     };
@@ -167,16 +169,18 @@ impl Kernel {
         let mut bytes = Vec::new();
         for field in fields.split(';').filter(|field| !field.trim().is_empty()) {
             let (name, length) = field.trim().trim_end_matches(']').split_once('[').expect("an array");
-            let mut values: Vec<[u8; 4]> = scalars
-                .iter()
-                .filter_map(|scalar| match scalar {
-                    Scalar::F32(x) if name.ends_with("scalars_f32") => Some(x.to_le_bytes()),
-                    Scalar::U32(x) if name.ends_with("scalars_u32") => Some(x.to_le_bytes()),
-                    _ => None,
-                })
-                .collect();
-            values.resize(length.parse().expect("a length"), [0; 4]);
-            bytes.extend(values.concat());
+            // Lengths of buffers have 64 bits where places in them do.
+            let size = if name.starts_with("uint64_t") { 8 } else { 4 };
+            bytes.resize(bytes.len().next_multiple_of(size), 0);
+            let begin = bytes.len();
+            for scalar in scalars {
+                match scalar {
+                    Scalar::F32(x) if name.ends_with("scalars_f32") => bytes.extend(x.to_le_bytes()),
+                    Scalar::U32(x) if name.ends_with("scalars_u32") => bytes.extend(x.to_le_bytes()),
+                    _ => {}
+                }
+            }
+            bytes.resize(begin + size * length.parse::<usize>().expect("a length"), 0);
         }
         Some(bytes)
     }

@@ -2,9 +2,11 @@
 
 #![expect(clippy::print_stdout, reason = "tests that say how far results are apart")]
 
+mod attention;
 mod draws;
 mod emit;
 mod host;
+mod int8;
 mod nvrtc;
 mod twins;
 mod values;

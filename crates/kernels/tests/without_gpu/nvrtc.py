@@ -13,13 +13,18 @@ import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
-PACKAGES = ["nvidia-cuda-nvrtc==13.5.37", "nvidia-cuda-runtime==13.5.37", "nvidia-cuda-cccl==13.3.5.0.6"]
+PACKAGES = [
+    "nvidia-cuda-nvrtc==13.5.37",
+    "nvidia-cuda-runtime==13.5.37",
+    "nvidia-cuda-crt==13.5.37",
+    "nvidia-cuda-cccl==13.3.5.0.6",
+]
 
 
 def unpack(folder):
     """Downloads the packages unless they are there. The last step marks them as complete."""
-    root = folder / "nvidia" / "cu13"
-    if (folder / "complete").exists():
+    root, complete = folder / "nvidia" / "cu13", folder / "complete"
+    if complete.exists() and complete.read_text() == "\n".join(PACKAGES):
         return root
     folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
@@ -28,7 +33,7 @@ def unpack(folder):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
         wheel.unlink()
-    (folder / "complete").touch()
+    complete.write_text("\n".join(PACKAGES))
     return root
 
 

@@ -4,7 +4,13 @@ use crate::{
     emit::{Kernel, buffer, emit},
     values::Float,
 };
-use rallrec_kernels::{attention::Tile, rotary::Heads};
+use rallrec_kernels::{
+    attention::Tile,
+    int8::{Few, Layout},
+    product,
+    rotary::Heads,
+    tiles,
+};
 use std::{path::Path, process::Command};
 
 /// A100, H100 (with the instructions of that chip alone), RTX 50 and its kin.
@@ -60,13 +66,48 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
             f
         )
     };
-    vec![
+    let layout = |minimum| Layout { inputs: model.hidden, group: if minimum { 16 } else { 32 }, minimum };
+    let few = |few: Few, minimum| {
+        emit!(
+            few.planes as u32 * 32,
+            int8::matrix_vector_int8::MatrixVectorInt8,
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+            (),
+            layout(minimum),
+            few,
+            f
+        )
+    };
+    let on_tensor_cores = || {
+        emit!(
+            128,
+            tiles::attend_tiles::AttendTiles,
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+            (),
+            (),
+            tile(4, tiles::ROWS, true),
+            f
+        )
+    };
+    let mut all = vec![
         emit!(128, norm::gather_rows::GatherRows, buffer(), buffer(), buffer(), vectors, [f, f32]),
         emit!(256, norm::add_rms_norm::AddRmsNorm, buffer(), buffer(), buffer(), buffer(), (), vectors, true, 8, f),
         emit!(256, norm::add_rms_norm::AddRmsNorm, buffer(), buffer(), buffer(), buffer(), (), vectors, false, 8, f),
         emit!(128, feed_forward::swiglu::Swiglu, buffer(), buffer(), (), model.feed_forward / 4, f),
         emit!(
-            128,
+            wide 128,
             rotary::rotate_and_store::RotateAndStore,
             buffer(),
             buffer(),
@@ -88,24 +129,27 @@ fn kernels(model: &Model, float: Float) -> Vec<Kernel> {
         attend(tile(4, 8, false)),
         emit!(width as u32, attention::combine::Combine, buffer(), buffer(), buffer(), buffer(), queries, width, f),
         emit!(128, attention::copy_parts::CopyParts, buffer(), (), (), keys * 32 * width / 4, f),
-        emit!(128, answers::answer_logits::AnswerLogits, buffer(), buffer(), buffer(), (), vectors, 4, f),
+        few(Few { rows: 1, outputs: 2, planes: 4 }, false),
+        few(Few { rows: 8, outputs: 4, planes: 4 }, true),
+        emit!(256, int8::widen_int8::WidenInt8, buffer(), buffer(), buffer(), buffer(), (), layout(true), f),
         emit!(
-            128,
-            int8::matrix_vector_int8::MatrixVectorInt8,
+            256,
+            int8::gather_rows_int8::GatherRowsInt8,
             buffer(),
             buffer(),
             buffer(),
             buffer(),
-            (),
-            model.hidden,
-            32,
-            4,
-            4,
-            f
+            buffer(),
+            layout(false)
         ),
-        emit!(128, int8::dequantize_int8::DequantizeInt8, buffer(), buffer(), buffer(), (), model.hidden, f),
+        emit!(product::UNITS as u32, product::product::Product, buffer(), buffer(), buffer(), (), (), model.hidden),
         emit!(1024, sample::sample::Sample, buffer(), buffer(), buffer(), buffer(), buffer(), model.vocabulary, 32, f),
-    ]
+    ];
+    // Fragments of 32-bit floats lose half of their bits.
+    if float != Float::F32 {
+        all.push(on_tensor_cores());
+    }
+    all
 }
 
 #[test]
@@ -113,7 +157,7 @@ fn nvrtc_compiles_every_kernel() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let mut sources = Vec::new();
     for (index, model) in MODELS.iter().enumerate() {
-        for float in Float::ALL {
+        for float in [Float::F32, Float::Bf16, Float::F16] {
             for (number, kernel) in kernels(model, float).into_iter().enumerate() {
                 assert!(kernel.shared_bytes <= 99 * 1024, "{} wants {} bytes", kernel.symbol, kernel.shared_bytes);
                 let path = folder.join(format!("{index}-{float:?}-{number}.cu"));

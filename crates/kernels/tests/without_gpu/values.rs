@@ -7,6 +7,8 @@ use cubecl::ir::{ElemType, FloatKind};
 pub(crate) enum Float {
     F32,
     Bf16,
+    /// Compiled, not run: the host's stand-in for CUDA has no such type.
+    F16,
 }
 
 impl Float {
@@ -16,6 +18,7 @@ impl Float {
         ElemType::Float(match self {
             Self::F32 => FloatKind::F32,
             Self::Bf16 => FloatKind::BF16,
+            Self::F16 => FloatKind::F16,
         })
     }
 
@@ -24,6 +27,7 @@ impl Float {
         match self {
             Self::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Self::Bf16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            Self::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
         }
     }
 
@@ -31,6 +35,7 @@ impl Float {
         match self {
             Self::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Self::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Self::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         }
     }
 
@@ -44,6 +49,7 @@ impl Float {
         match self {
             Self::F32 => 1e-5,
             Self::Bf16 => 1.0 / 256.0,
+            Self::F16 => 1.0 / 2048.0,
         }
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! Both lie in one buffer each, in parts: one layer of one page, \[kv heads, PAGE, head width\]. A page of all layers is
 //! as many parts in a row; a passing page is one. The buffers grow by half, with a copy.
+//!
+//! Prompts in 16-bit floats are attended on tensor cores ([`rallrec_kernels::tiles`]), and everything else without them:
+//! prompts in 32 bits, and decoding, which waits for memory.
 
-use super::{Shared, Table, contiguous, cubes, floats, tensor, vectors};
+use super::{Shared, Table, contiguous, cubes, floats, passing, tensor, vectors};
 use crate::{
     attention_plan::{Items, Plan, TileTokens},
     config::ModelConfig,
@@ -18,6 +21,7 @@ use rallrec_kernels::{
     attention::{self, Tile},
     norm,
     rotary::{self, Heads},
+    tiles,
 };
 use std::sync::Arc;
 
@@ -70,19 +74,31 @@ impl CudaCache {
     fn reserve(&mut self) {
         let capacity = self.store.as_ref().map_or(0, |store| store.capacity);
         if self.parts > capacity {
-            // By half: a buffer may take a quarter of the device's memory, and for the copy there are two.
             let capacity = self.parts.max(capacity + capacity / 2).next_multiple_of(FIRST_PARTS);
             let bytes = capacity * self.part_numbers() * self.shared.dtype.size();
-            let client = &self.shared.client;
-            let (keys, values) = (client.empty(bytes), client.empty(bytes));
-            if let Some(old) = &self.store {
-                self.move_parts(&old.keys, &keys, old.filled);
-                self.move_parts(&old.values, &values, old.filled);
-            }
+            // One after the other: each old buffer, which may be an eighth of the device's memory, goes back first.
+            let (keys, values) = match self.store.take() {
+                Some(Store { keys, values, filled, .. }) => {
+                    let keys = self.grow(keys, bytes, filled);
+                    (keys, self.grow(values, bytes, filled))
+                }
+                None => (self.buffer(bytes), self.buffer(bytes)),
+            };
             self.store = Some(Store { keys, values, capacity, filled: self.parts });
         }
         let store = self.store.as_mut().expect("no pool is read that has no pages");
         store.filled = self.parts;
+    }
+
+    fn buffer(&self, bytes: usize) -> Handle {
+        passing(&self.shared.client, || self.shared.client.empty(bytes))
+    }
+
+    /// A buffer of some bytes that begins with the parts of another.
+    fn grow(&self, old: Handle, bytes: usize, parts: usize) -> Handle {
+        let new = self.buffer(bytes);
+        self.move_parts(&old, &new, parts);
+        new
     }
 
     fn move_parts(&self, from: &Handle, to: &Handle, count: usize) {
@@ -103,22 +119,32 @@ impl CudaCache {
             );
         }
     }
+}
 
-    fn tile(&self, planes: usize, rows: usize, whole: bool) -> Tile {
-        let ModelConfig { heads: queries, kv_heads: keys, head_width: width, .. } = self.config;
-        Tile { queries, keys, width, planes, rows, whole }
-    }
+/// The cubes' work for runs of tokens, for chunks that sequences share, and for chunks of one sequence.
+pub(super) fn tiles(config: &ModelConfig, tensor_cores: bool) -> [Tile; 3] {
+    let ModelConfig { heads: queries, kv_heads: keys, head_width: width, .. } = *config;
+    let group = config.group();
+    let tile = |planes, rows, whole| Tile { queries, keys, width, planes, rows, whole };
+    let rows = |planes: usize| ROWS.max(group.div_ceil(planes));
+    [
+        // A plane has a fragment's rows, and a token's heads have to fit into a cube. Few planes: by their registers two
+        // cubes then share a processor, and one computes while the other waits for its page.
+        if tensor_cores {
+            tile(FEW_PLANES.max(group.div_ceil(tiles::ROWS)), tiles::ROWS, true)
+        } else {
+            tile(MANY_PLANES, rows(MANY_PLANES), true)
+        },
+        tile(FEW_PLANES, rows(FEW_PLANES), false),
+        tile(FEW_PLANES, group.div_ceil(FEW_PLANES), false),
+    ]
+}
 
-    /// For runs of tokens, for chunks that sequences share, and for chunks of one sequence.
-    fn tiles(&self) -> [Tile; 3] {
-        let group = self.config.group();
-        let rows = |planes: usize| ROWS.max(group.div_ceil(planes));
-        [
-            self.tile(MANY_PLANES, rows(MANY_PLANES), true),
-            self.tile(FEW_PLANES, rows(FEW_PLANES), false),
-            self.tile(FEW_PLANES, group.div_ceil(FEW_PLANES), false),
-        ]
-    }
+/// Most shared memory that a cube of them takes, in bytes.
+pub(super) fn shared_bytes(config: &ModelConfig, tensor_cores: bool) -> usize {
+    let [whole, shared, alone] = tiles(config, tensor_cores);
+    let whole = if tensor_cores { tiles::shared_bytes(&whole) } else { whole.shared_bytes() };
+    whole.max(shared.shared_bytes()).max(alone.shared_bytes())
 }
 
 impl Cache for CudaCache {
@@ -157,26 +183,32 @@ impl Cache for CudaCache {
 
     fn step<'a>(&'a mut self, segments: &'a [Segment<'a>]) -> Box<dyn StepAttention + 'a> {
         self.reserve();
-        let tiles = self.tiles();
+        let tiles = tiles(&self.config, self.shared.tensor_cores);
         let tokens = TileTokens { whole: tiles[0].tokens(), shared: tiles[1].tokens() };
         let plan = Plan::new(segments, |page| self.code(page), self.config.sliding_window, tokens);
         let shared = &self.shared;
         let partials = plan.partials.max(1) * self.config.heads;
-        let launch = |items: &Items, tile| {
-            (items.count > 0).then(|| Launch {
-                count: items.count,
-                tile,
-                items: shared.upload(&items.items),
-                tokens: shared.upload(&items.tokens),
-                pages: shared.upload(&items.pages),
-            })
-        };
         let lists = [(&plan.whole, tiles[0]), (&plan.shared, tiles[1]), (&plan.alone, tiles[2])];
+        let lists = lists.into_iter().filter(|(items, _)| items.count > 0);
+        let all: Vec<&[u32]> = [&plan.places[..], &plan.ranges]
+            .into_iter()
+            .chain(lists.clone().flat_map(|(items, _)| [&items.items[..], &items.tokens, &items.pages]))
+            .collect();
+        let mut tables = shared.upload_all(&all).into_iter();
+        let mut table = || tables.next().expect("one for each list");
+        let (places, ranges) = (table(), table());
+        let launch = |(items, tile): (&Items, Tile)| Launch {
+            count: items.count,
+            tile,
+            items: table(),
+            tokens: table(),
+            pages: table(),
+        };
         Box::new(CudaStep {
             rows: plan.places.len() / 2,
-            places: shared.upload(&plan.places),
-            launches: lists.into_iter().filter_map(|(items, tile)| launch(items, tile)).collect(),
-            ranges: (!plan.ranges.is_empty()).then(|| shared.upload(&plan.ranges)),
+            places,
+            launches: lists.map(launch).collect(),
+            ranges: (ranges.length > 0).then_some(ranges),
             sums: shared.client.empty(4 * partials * self.config.head_width),
             stats: shared.client.empty(4 * partials * 2),
             partials,
@@ -261,10 +293,35 @@ impl StepAttention for CudaStep<'_> {
         let CudaCache { config, shared, .. } = self.cache;
         let store = self.store();
         let out = shared.empty(self.rows, config.query_width(), shared.dtype);
+        let (scale, window) = (1.0 / (config.head_width as f32).sqrt(), config.sliding_window.unwrap_or(0) as u32);
         let out_buffer = || floats(&out.handle, self.rows * config.query_width());
         let sums = || floats(&self.sums, self.partials * config.head_width);
         let stats = || floats(&self.stats, 2 * self.partials);
         for Launch { count, tile, items, tokens, pages } in &self.launches {
+            if tile.whole && shared.tensor_cores {
+                // SAFETY: as below.
+                #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
+                unsafe {
+                    tiles::attend_tiles::launch_unchecked(
+                        &shared.client,
+                        cubes(*count, config.kv_heads),
+                        CubeDim::new_1d(tile.planes as u32 * PLANE),
+                        floats(&queries.handle, self.rows * config.query_width() / 8),
+                        self.cache_buffer(&store.keys, 8),
+                        self.cache_buffer(&store.values, 8),
+                        items.argument(),
+                        tokens.argument(),
+                        pages.argument(),
+                        floats(&out.handle, self.rows * config.query_width() / 8),
+                        layer as u32,
+                        scale,
+                        window,
+                        *tile,
+                        shared.element(),
+                    );
+                }
+                continue;
+            }
             // SAFETY: the plan's tables name rows of the queries, parts of the cache that are filled up to the tokens'
             // positions, and a partial result of its own for every token and chunk.
             #[expect(unsafe_code, reason = "a kernel launch without checks of every access")]
@@ -283,8 +340,8 @@ impl StepAttention for CudaStep<'_> {
                     sums(),
                     stats(),
                     layer as u32,
-                    1.0 / (config.head_width as f32).sqrt(),
-                    config.sliding_window.unwrap_or(0) as u32,
+                    scale,
+                    window,
                     *tile,
                     shared.element(),
                 );

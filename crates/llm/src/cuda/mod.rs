@@ -10,12 +10,13 @@
 //! the batch, to the bit; here that holds for everything but the products, whose kernels Burn chooses by shape.
 
 mod cache;
+mod weights;
 
 use crate::{
     LlmError,
     config::ModelConfig,
     host::RopeTable,
-    matrix::Matrix,
+    matrix::{Matrix, Precision},
     ops::{Cache, Draw, Operations, Vector},
     sampler::Drawn,
 };
@@ -28,30 +29,52 @@ use burn_cubecl::{
 };
 use cache::CudaCache;
 use cubecl::{
+    MemoryScope,
+    bytes::Bytes,
     client::Client,
-    ir::ElemType,
+    ir::{ElemType, features::MmaConfig},
     prelude::{BufferArg, CubeCount, CubeDim},
     server::Handle,
 };
 use rallrec_kernels::{PLANE, feed_forward, norm, sample};
 use std::sync::Arc;
+use weights::ByteWeights;
+pub(crate) use weights::Weights;
 
 /// Numbers that kernels read and write together.
 const VECTOR: usize = 4;
-/// A call takes this part of the device's memory at most.
+/// A call takes this part of the device's free memory at most: twice, for activations and for keys and values, and so do
+/// calls beside it.
 const SHARE: u64 = 4;
-/// Memory of a device that does not tell.
-const UNKNOWN_BYTES: u64 = 8 << 30;
+/// Tenths of the device's memory that are counted on. The rest is for what no pool tells of: the driver, kernels, gaps.
+const USABLE_TENTHS: u64 = 9;
+/// What a call may take in any case, and of a device that does not tell.
+const LEAST_BYTES: u64 = 256 << 20;
+/// What a call takes at most: a buffer of keys is indexed by groups of 8 numbers in 32 bits.
+const MOST_BYTES: u64 = 64 << 30;
 /// Units of a cube that goes through a row.
 const ROW_UNITS: u32 = 256;
 /// Units of a cube that samples: as many as there can be, a vocabulary is long.
 const SAMPLE_UNITS: u32 = 1024;
 
+/// What [`Draw`] gives for each row.
+const _: () = assert!(sample::SHAPE == 2 && sample::LIMIT == 3);
+
 /// A device and what all layers share.
 pub(crate) struct Cuda {
     shared: Arc<Shared>,
-    /// \[vocabulary, hidden\]
-    embedding: CubeTensor,
+    embedding: Embedding,
+    /// Whether the vocabulary is one that the device can draw from.
+    draws: bool,
+}
+
+/// Rows of tokens.
+enum Embedding {
+    /// \[vocabulary, hidden\]. Of a tied head a copy: there a token is a column, and would be gathered one number at a
+    /// time.
+    Floats(CubeTensor),
+    /// The head's own, where it is tied.
+    Bytes(ByteWeights),
 }
 
 /// What the cache needs too.
@@ -60,6 +83,8 @@ struct Shared {
     device: CubeDevice,
     /// Of activations, weights, keys and values.
     dtype: DType,
+    /// Whether prompts are attended on tensor cores.
+    tensor_cores: bool,
     /// For each position, `head_width / 2` cosines and as many sines.
     rotation: Handle,
     rotation_floats: usize,
@@ -82,18 +107,38 @@ impl Cuda {
                 return Err(LlmError::Device { name: "cuda".into(), what });
             }
         }
-        // Rows of tokens: a column of [hidden, vocabulary] would be gathered one number at a time.
-        let embedding = contiguous(embedding.dense(device).transpose());
-        let client = embedding.client.clone();
+        let embedding = match embedding.on_device().expect("it was loaded to this device") {
+            Weights::Bytes(bytes) => Embedding::Bytes(bytes.clone()),
+            Weights::Floats(columns) => {
+                let client = client(device).0;
+                Embedding::Floats(persistent(&client, || contiguous(columns.clone().transpose())))
+            }
+        };
+        let (client, cube_device) = client(device);
         let rotation: Vec<u8> = rope.rows(config.context).flat_map(f32::to_le_bytes).collect();
+        let dtype = match &embedding {
+            Embedding::Floats(rows) => rows.dtype,
+            Embedding::Bytes(_) => DType::BF16,
+        };
+        let tensor_cores = has_tensor_cores(&client, dtype);
+        let (needed, most) =
+            (cache::shared_bytes(config, tensor_cores), client.properties().hardware.max_shared_memory_size);
+        if needed > most {
+            let what = format!(
+                "attention with heads {} wide takes {needed} bytes of shared memory, and the device has {most}; use cpu",
+                config.head_width
+            );
+            return Err(LlmError::Device { name: "cuda".into(), what });
+        }
         let shared = Shared {
-            device: embedding.device.clone(),
-            dtype: embedding.dtype,
+            device: cube_device,
+            dtype,
+            tensor_cores,
             rotation_floats: rotation.len() / 4,
-            rotation: client.create_from_slice(&rotation),
+            rotation: persistent(&client, || client.create_from_slice(&rotation)),
             client,
         };
-        Ok(Self { shared: Arc::new(shared), embedding })
+        Ok(Self { shared: Arc::new(shared), embedding, draws: config.vocabulary <= sample::MAX_VOCABULARY })
     }
 }
 
@@ -109,8 +154,20 @@ impl Shared {
     }
 
     fn upload(&self, numbers: &[u32]) -> Table {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        Table { handle: self.client.create_from_slice(&bytes), length: numbers.len() }
+        self.upload_all(&[numbers]).remove(0)
+    }
+
+    /// Several tables in one buffer, and in one copy.
+    fn upload_all(&self, tables: &[&[u32]]) -> Vec<Table> {
+        let bytes = tables.iter().flat_map(|table| table.iter()).flat_map(|number| number.to_le_bytes()).collect();
+        let all = self.client.create(Bytes::from_bytes_vec(bytes));
+        let mut first = 0;
+        let table = |table: &&[u32]| {
+            let handle = all.clone().offset_start(4 * first);
+            first += table.len() as u64;
+            Table { handle, length: table.len() }
+        };
+        tables.iter().map(table).collect()
     }
 
     /// `table[rows]`, converted to `to`.
@@ -149,6 +206,44 @@ impl Table {
     }
 }
 
+/// A device's client.
+fn client(device: &Device) -> (Client, CubeDevice) {
+    let CubeTensor { client, device, .. } = contiguous(Tensor::<1>::zeros([1], device));
+    (client, device)
+}
+
+/// Whether the device multiplies fragments as [`rallrec_kernels::tiles`] does.
+fn has_tensor_cores(client: &Client, dtype: DType) -> bool {
+    let (float, sums) = (dtype_to_elem_type(dtype), dtype_to_elem_type(DType::F32));
+    let fragments = MmaConfig { a_type: float, b_type: float, cd_type: sums, m: 16, n: 16, k: 16 };
+    dtype != DType::F32 && client.properties().features.matmul.cmma.contains(&fragments)
+}
+
+/// What `make` allocates stays for long: it gets room of its own size, which no pool's page holds on to.
+fn persistent<T: Send>(client: &Client, make: impl FnOnce() -> T + Send) -> T {
+    client.memory_persistent_allocation((), |()| make())
+}
+
+/// What `make` allocates goes back to the driver as soon as it is dropped.
+fn passing<T: Send>(client: &Client, make: impl FnOnce() -> T + Send) -> T {
+    client.memory_dedicated_allocation((), |()| make())
+}
+
+/// The precision of a model's weights on a device: [`Precision::Auto`] keeps formats of blocks as bytes where all
+/// weights in bf16 would take more than half of the device's memory.
+pub(crate) fn resolve(precision: Precision, config: &ModelConfig, device: &Device) -> Precision {
+    let memory = client(device).0.properties().memory.max_memory();
+    let fits = memory.is_none_or(|memory| 2 * weights(config) <= memory / 2);
+    if precision == Precision::Auto && fits { Precision::Bf16 } else { precision }
+}
+
+/// Weights of all matrices. On a device a tied embedding is there twice, as rows and as columns.
+fn weights(config: &ModelConfig) -> u64 {
+    let attention = 2 * config.hidden * (config.query_width() + config.kv_width());
+    let blocks = config.layers * (attention + 3 * config.hidden * config.feed_forward);
+    (blocks + 2 * config.vocabulary * config.hidden) as u64
+}
+
 /// A buffer of single numbers as an argument.
 fn floats(handle: &Handle, length: usize) -> BufferArg {
     // SAFETY: all kernels here are launched without checks of accesses, so the length is not used.
@@ -184,13 +279,20 @@ impl Operations for Cuda {
     }
 
     fn default_bytes(&self) -> u64 {
-        // Of all of it: what is free is not told. Weights and activations have the rest.
-        self.shared.client.properties().memory.max_memory().unwrap_or(UNKNOWN_BYTES) / SHARE
+        let client = &self.shared.client;
+        let Some(all) = client.properties().memory.max_memory() else { return LEAST_BYTES };
+        // Weights and caches of this process; the device does not tell what others have taken.
+        let streams = client.memory_report(MemoryScope::Device).streams;
+        let taken: u64 = streams.iter().map(|stream| stream.pools.usage().bytes_in_use).sum();
+        ((all / 10 * USABLE_TENTHS).saturating_sub(taken) / SHARE).clamp(LEAST_BYTES, MOST_BYTES)
     }
 
     fn embed(&self, tokens: &[u32], _width: usize, _device: &Device) -> Tensor<2> {
         let ids = self.shared.upload(tokens);
-        tensor(self.shared.gather(self.embedding.clone(), &ids, DType::F32))
+        tensor(match &self.embedding {
+            Embedding::Floats(rows) => self.shared.gather(rows.clone(), &ids, DType::F32),
+            Embedding::Bytes(rows) => rows.gather(&ids),
+        })
     }
 
     fn add_rms_norm(
@@ -249,6 +351,10 @@ impl Operations for Cuda {
     }
 
     fn pick(&self, x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+        // All of them, as in every step of decoding.
+        if rows.iter().copied().eq(0..x.dims()[0]) {
+            return x;
+        }
         let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
         let x = contiguous(x);
         let dtype = x.dtype;
@@ -256,7 +362,7 @@ impl Operations for Cuda {
     }
 
     fn draws(&self) -> bool {
-        true
+        self.draws
     }
 
     fn draw(&self, logits: Tensor<2>, draws: &[Draw]) -> Vec<Option<Drawn>> {
@@ -265,7 +371,8 @@ impl Operations for Cuda {
         let Shared { client, .. } = &*self.shared;
         let shapes: Vec<u32> = draws.iter().flat_map(|draw| draw.shape().map(f32::to_bits)).collect();
         let limits: Vec<u32> = draws.iter().flat_map(Draw::limits).collect();
-        let (shapes, limits) = (self.shared.upload(&shapes), self.shared.upload(&limits));
+        let tables = self.shared.upload_all(&[&shapes, &limits]);
+        let [shapes, limits] = &tables[..] else { unreachable!("there are as many tables as lists") };
         let (tokens, log_probabilities) = (client.empty(4 * rows), client.empty(4 * rows));
         let element = dtype_to_elem_type(logits.dtype);
         // SAFETY: one cube a row of the logits; the tables have that many entries.

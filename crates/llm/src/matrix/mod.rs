@@ -1,18 +1,20 @@
 //! A layer's weights, kept in their own precision, and their product with activations.
 //!
 //! On the CPU weights are packed once for our own kernel ([`kernel`]): Burn's product there wants 32-bit floats and
-//! sums in an order that depends on the number of rows. On another device they are a Burn tensor and the product is
-//! Burn's. There is no gradient through this: training computes with it on the way forward, and takes
+//! sums in an order that depends on the number of rows. On CUDA they are a tensor and the product is Burn's, or bytes
+//! (`crate::cuda::Weights`). There is no gradient through this: training computes with it on the way forward, and takes
 //! [`Matrix::dense`] for the way back.
 
 mod kernel;
 mod panels;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod upload;
 
 use crate::{
     checkpoint::Stored,
     host::{floats, matrix, read},
 };
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, Tensor};
 use kernel::{Strip, Vectors};
 use panels::{Panels, WIDTH};
 use rayon::prelude::*;
@@ -24,7 +26,8 @@ use serde::{Deserialize, Serialize};
 pub enum Precision {
     /// As in the file: exactly the values that dequantizing gives. Floats take as many bits as in the file; quantized
     /// ones 4 (formats of 2 to 4 bits) or 8, and a scale, and where it needs one a minimum, of 32 bits a group. On CUDA
-    /// bfloat16.
+    /// their values in bfloat16; where that would take more than half of the device's memory, quantized weights of all
+    /// formats 8 bits with their own scales and minima.
     #[default]
     Auto,
     /// 32-bit floats.
@@ -33,7 +36,8 @@ pub enum Precision {
     Bf16,
     /// Half precision: 11 bits of precision, up to 65,504. Models with larger weights are refused.
     F16,
-    /// Bytes with a scale for every 32 inputs of an output: largest magnitude / 127. On CUDA their values, in bfloat16.
+    /// Bytes with a scale for every 32 inputs of an output: largest magnitude / 127. On CUDA matrices whose inputs are no
+    /// multiple of 32 are in bfloat16.
     Int8,
 }
 
@@ -50,8 +54,8 @@ pub(crate) struct Matrix {
 enum Storage {
     /// One a stored matrix: formats may differ.
     Host(Vec<Panels>),
-    /// \[inputs, outputs\]
-    Device(Box<Tensor<2>>),
+    #[cfg(feature = "cuda")]
+    Device(crate::cuda::Weights),
 }
 
 /// A matrix has a weight that is larger than the precision holds.
@@ -70,35 +74,55 @@ impl Matrix {
     /// # Panics
     /// When the inputs differ: the caller has checked shapes.
     pub(crate) fn load(parts: &[Stored<'_>], precision: Precision, device: &Device) -> Result<Self, TooLarge> {
+        Self::load_as(parts, precision, device, false)
+    }
+
+    /// As [`Self::load`], for a matrix of which only single outputs are read: a device keeps its rows as they lie.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_table(parts: &[Stored<'_>], precision: Precision, device: &Device) -> Result<Self, TooLarge> {
+        Self::load_as(parts, precision, device, true)
+    }
+
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there is no other device"))]
+    fn load_as(parts: &[Stored<'_>], precision: Precision, device: &Device, table: bool) -> Result<Self, TooLarge> {
         let inputs = parts[0].columns;
         assert!(parts.iter().all(|part| part.columns == inputs), "matrices side by side have the same inputs");
         let outputs = parts.iter().map(|part| part.rows).sum();
+        #[cfg(feature = "cuda")]
+        if *device != Device::flex() {
+            let weights = crate::cuda::Weights::load(parts, precision, device, table)?;
+            return Ok(Self { inputs, outputs, storage: Storage::Device(weights) });
+        }
         let pack = |(part, stored)| Panels::pack(stored, precision).ok_or(TooLarge { part });
         let panels = parts.iter().enumerate().map(pack).collect::<Result<_, _>>()?;
-        let host = Self { inputs, outputs, storage: Storage::Host(panels) };
-        if *device == Device::flex() {
-            return Ok(host);
-        }
-        let float = match precision {
-            Precision::F32 => FloatDType::F32,
-            Precision::F16 => FloatDType::F16,
-            Precision::Auto | Precision::Bf16 | Precision::Int8 => FloatDType::BF16,
-        };
-        Ok(Self { inputs, outputs, storage: Storage::Device(Box::new(host.dense(device).cast(float))) })
+        Ok(Self { inputs, outputs, storage: Storage::Host(panels) })
     }
 
     /// Bytes of the weights in memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.storage {
             Storage::Host(parts) => parts.iter().map(Panels::bytes).sum(),
-            Storage::Device(weights) => weights.dtype().size() * self.inputs * self.outputs,
+            #[cfg(feature = "cuda")]
+            Storage::Device(weights) => weights.bytes(),
+        }
+    }
+
+    /// The weights, where they are not in host memory.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(&self) -> Option<&crate::cuda::Weights> {
+        match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Device(weights) => Some(weights),
         }
     }
 
     /// The product, \[rows, outputs\], with `x` \[rows, inputs\].
     pub(crate) fn apply(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.storage {
-            Storage::Device(weights) => x.cast(FloatDType::from(weights.dtype())).matmul(Tensor::clone(weights)),
+            #[cfg(feature = "cuda")]
+            Storage::Device(weights) => weights.apply(x),
             Storage::Host(parts) => {
                 let device = x.device();
                 let [rows, _] = x.dims();
@@ -120,16 +144,16 @@ impl Matrix {
                     output -= part.outputs;
                 }
             }
-            Storage::Device(weights) => {
-                to.copy_from_slice(floats(&read(Tensor::clone(weights).narrow(1, output, 1).cast(FloatDType::F32))));
-            }
+            #[cfg(feature = "cuda")]
+            Storage::Device(weights) => weights.output(output, to),
         }
     }
 
     /// All weights as a tensor \[inputs, outputs\], as training and other devices want them.
     pub(crate) fn dense(&self, device: &Device) -> Tensor<2> {
         match &self.storage {
-            Storage::Device(weights) => Tensor::clone(weights),
+            #[cfg(feature = "cuda")]
+            Storage::Device(weights) => weights.dense(),
             Storage::Host(parts) => {
                 let mut out = vec![0.0; self.inputs * self.outputs];
                 let mut first = 0;
@@ -202,23 +226,23 @@ fn in_tiles(x: &[f32], inputs: usize, tile: usize) -> Vec<f32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::quants::Format;
     use rallrec_core::rng::row_rng;
     use rand_chacha::rand_core::Rng;
 
-    fn uniform(count: usize, seed: u64) -> Vec<f32> {
+    pub(crate) fn uniform(count: usize, seed: u64) -> Vec<f32> {
         let mut rng = row_rng(seed, "test.matrix", 0, 0);
         (0..count).map(|_| (f64::from(rng.next_u32()) / f64::from(u32::MAX) - 0.5) as f32).collect()
     }
 
-    fn le_bytes(values: &[f32]) -> Vec<u8> {
+    pub(crate) fn le_bytes(values: &[f32]) -> Vec<u8> {
         values.iter().flat_map(|x| x.to_le_bytes()).collect()
     }
 
     /// Random blocks with sane scales, whose outputs x inputs values are known from dequantizing.
-    fn stored(format: Format, outputs: usize, inputs: usize) -> Vec<u8> {
+    pub(crate) fn stored(format: Format, outputs: usize, inputs: usize) -> Vec<u8> {
         if format == Format::F32 {
             return le_bytes(&uniform(outputs * inputs, 7));
         }

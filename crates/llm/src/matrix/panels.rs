@@ -20,7 +20,7 @@ pub(super) const WIDTH: usize = 32;
 /// Inputs that are widened together: a multiple of every group, and 16 KiB as floats, so that they stay in the cache.
 pub(super) const CHUNK: usize = 128;
 /// Inputs that share a scale where we choose it.
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 
 /// Packed weights of one matrix.
 pub(super) struct Panels {
@@ -248,12 +248,8 @@ impl Source<'_> {
             if self.kind == Kind::Int8 {
                 self.stored.row(output, &mut row);
                 for (index, values) in row.chunks(GROUP).enumerate() {
-                    let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-                    let step = largest / 127.0;
-                    scale[index * WIDTH + lane] = step;
-                    for (x, q) in values.iter().zip(q[index * GROUP * WIDTH + lane..].iter_mut().step_by(WIDTH)) {
-                        *q = if step > 0.0 { (x / step).round() as i8 } else { 0 };
-                    }
+                    let to = q[index * GROUP * WIDTH + lane..].iter_mut().step_by(WIDTH);
+                    scale[index * WIDTH + lane] = quantize(values, to);
                 }
                 continue;
             }
@@ -273,4 +269,14 @@ impl Source<'_> {
             }
         }
     }
+}
+
+/// A group's values as integers; returns their scale.
+pub(super) fn quantize<'a>(values: &[f32], to: impl Iterator<Item = &'a mut i8>) -> f32 {
+    let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    let step = largest / 127.0;
+    for (x, q) in values.iter().zip(to) {
+        *q = if step > 0.0 { (x / step).round() as i8 } else { 0 };
+    }
+    step
 }

@@ -216,6 +216,11 @@ template <class T> T __shfl_up_sync(unsigned, T value, unsigned delta) {
 template <class T> T __shfl_down_sync(unsigned, T value, unsigned delta) {
     return host::exchange(value, host::current % warpSize + delta);
 }
+static int __any_sync(unsigned, int predicate) {
+    int any = 0;
+    for (unsigned lane = 0; lane < warpSize; lane++) any |= host::exchange(predicate, lane);
+    return any;
+}
 template <class T, class V> T atomicAdd(T *address, V value) {
     T old = *address;
     *address = old + T(value);
@@ -233,3 +238,4 @@ static float __int_as_float(int bits) {
 }
 using std::max;
 using std::min;
+#include "mma.h"

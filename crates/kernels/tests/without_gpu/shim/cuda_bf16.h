@@ -13,6 +13,7 @@ struct __nv_bfloat16 {
         bool nan = (wide & 0x7fffffff) > 0x7f800000;
         bits = nan ? 0x7fff : (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
     }
+    __nv_bfloat16(int value) : __nv_bfloat16(float(value)) {}
     operator float() const {
         std::uint32_t wide = std::uint32_t(bits) << 16;
         float value;
