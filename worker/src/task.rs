@@ -34,12 +34,13 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
     };
     let send = async |outcome| worker.queue.report(&offer.run, rallrec_proto::encode_report(&report(outcome))).await;
     let entry = worker.board.enter(&offer);
-    send(Outcome::Started).await?;
     let (progress, mut heard) = watch::channel(Progress::default());
     let mut thread = {
         let (worker, offer, handle) = (worker.clone(), offer.clone(), Handle::current());
         tokio::task::spawn_blocking(move || attempt(&worker, offer, &handle, &Sink(progress)))
     };
+    // On its way while the stage begins. Should it kill this process, the coordinator must know who had it.
+    let told = send(Outcome::Started).await;
     let mut look = tokio::time::interval(worker.progress_every);
     let ended = loop {
         tokio::select! {
@@ -54,6 +55,7 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
             }
         }
     };
+    told?;
     let outcome = match ended {
         Ok(Ok(committed)) => Outcome::Committed { summary: committed.manifest.summary(), first: committed.first },
         Ok(Err(error)) => Outcome::Failed { class: error.class(), message: error.to_string() },
@@ -93,7 +95,7 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
         checkpoints: &checkpoints,
         cancel: &worker.cancel,
     };
-    let inputs = TaskInputs::new(worker.store.clone(), handle.clone(), &offer);
+    let inputs = TaskInputs::new(worker.store.clone(), worker.tables.clone(), handle.clone(), &offer);
     let mut output = TaskOutput::new(worker.store.clone(), handle.clone(), offer.clone());
     // What a panicking stage leaves is thrown away with its output.
     let ran = catch_unwind(AssertUnwindSafe(|| stage(params).run(&context, &inputs, &mut output)));
