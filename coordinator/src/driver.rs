@@ -40,6 +40,9 @@ use tokio::sync::mpsc;
 /// Most signals whose events go into one journal record.
 pub(crate) const MAX_SIGNALS: usize = 256;
 
+/// Tasks that the store is asked about at once: what it answers makes one journal record, so fewer would wait for records.
+pub(crate) const PROBES: usize = 1024;
+
 /// How many tasks may be handed out at once.
 #[derive(Clone, Debug)]
 pub enum Capacity {
@@ -54,14 +57,14 @@ pub enum Capacity {
 pub struct Settings {
     /// Where tasks may run.
     pub capacity: Capacity,
-    /// Probes of the store at once.
+    /// Tasks that the store is asked about at once.
     pub probes: usize,
 }
 
 impl Settings {
-    /// These slots, and 16 probes at once.
+    /// These slots, and 1,024 probes at once.
     pub fn new(slots: BTreeMap<String, u32>) -> Self {
-        Self { capacity: Capacity::Slots(slots), probes: 16 }
+        Self { capacity: Capacity::Slots(slots), probes: PROBES }
     }
 }
 
@@ -174,8 +177,8 @@ pub struct Driver<A, J> {
 pub(crate) enum Signal {
     /// A worker said something; `None`: the queue is closed.
     Report(Result<Option<Bytes>, QueueError>),
-    /// The store answered.
-    Probed { task: TaskId, after: u32, found: Result<Option<ArtifactSummary>, StoreError> },
+    /// The store answered about these tasks, after so many attempts of each.
+    Probed { asked: Vec<(TaskId, u32)>, found: Result<Vec<Option<ArtifactSummary>>, StoreError> },
     /// The queue took an offer, or withdrew what it had.
     Sent(Result<(), QueueError>),
     /// A task's wait for its next attempt is over.

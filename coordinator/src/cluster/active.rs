@@ -22,9 +22,6 @@ use tokio::{
 /// Words to a driver that may wait.
 const CONTROL_BOUND: usize = 64;
 
-/// Probes of the store at once, for each run.
-const PROBES: usize = 64;
-
 /// An attempt that is handed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Out {
@@ -130,7 +127,7 @@ impl Active {
             journal: Records::of_run(around.store.clone(), run, around.name.clone()).in_term(around.term),
             queue: Arc::clone(&queue),
             clock: Arc::clone(&around.clock),
-            settings: Settings { capacity: Capacity::Granted, probes: PROBES },
+            settings: Settings { capacity: Capacity::Granted, probes: crate::driver::PROBES },
             control: heard,
             observer: Box::new(move |notice| match notice {
                 Notice::State(state) => {

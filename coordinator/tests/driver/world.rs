@@ -39,9 +39,10 @@ pub(crate) struct SimStore {
 }
 
 impl Artifacts for SimStore {
-    async fn probe(&self, key: &Key) -> Result<Option<ArtifactSummary>, StoreError> {
+    async fn probe(&self, keys: Vec<Key>) -> Result<Vec<Option<ArtifactSummary>>, StoreError> {
         tokio::task::yield_now().await;
-        Ok(self.artifacts.lock().unwrap().get(key).cloned())
+        let there = self.artifacts.lock().unwrap();
+        Ok(keys.iter().map(|key| there.get(key).cloned()).collect())
     }
 }
 

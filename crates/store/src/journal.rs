@@ -3,13 +3,10 @@
 //!
 //! A record is a line that names its writer, and its term where there is one, and then its payload.
 
-use crate::{Store, StoreError, run_path};
+use crate::{READS_AT_ONCE, Store, StoreError, run_path};
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use rallrec_core::ids::RunId;
-
-/// Records read at once during a replay: enough to hide an object store's latency.
-const READS_AT_ONCE: usize = 16;
 
 /// A journal, as seen by one coordinator.
 #[derive(Clone, Debug)]
