@@ -9,7 +9,7 @@ use object_store::path::Path;
 use rallrec_core::ids::RunId;
 
 /// A journal, as seen by one coordinator.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Records {
     store: Store,
     folder: Path,
@@ -44,17 +44,21 @@ impl Records {
         self.next
     }
 
-    /// Records that were put since the last one that was read, without listing the folder.
+    /// Records that were put since the last one that was read, without listing the folder. What was read before an error is
+    /// given; the error then shows the next time.
     ///
     /// # Errors
     /// When the store cannot be reached, or a record is not one of ours.
     pub async fn follow(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
         let mut records = Vec::new();
-        while let Some((_, record)) = self.try_read(self.next).await? {
-            records.push(record);
+        loop {
+            match self.try_read(self.next).await {
+                Ok(Some((_, record))) => records.push(record),
+                Err(error) if records.is_empty() => return Err(error),
+                Ok(None) | Err(_) => return Ok(records),
+            }
             self.next += 1;
         }
-        Ok(records)
     }
 
     /// Every record's payload, in order. Later records continue after them.
