@@ -10,6 +10,7 @@ mod bucket;
 mod checkpoint;
 mod error;
 mod journal;
+mod log;
 mod manifest;
 mod table;
 
@@ -18,6 +19,7 @@ pub use bucket::{Bucket, BucketError, BucketSettings, Object};
 pub use checkpoint::Checkpoint;
 pub use error::StoreError;
 pub use journal::Records;
+pub use log::{LogFile, LogFilter, LogLine, LogPlace, LogTail};
 pub use manifest::{BadRow, Manifest, Part, TableManifest};
 pub use table::parquet_batches;
 
