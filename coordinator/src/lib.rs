@@ -7,9 +7,11 @@
 mod clock;
 pub mod cluster;
 mod driver;
+mod logs;
 mod ports;
 mod turn;
 
 pub use clock::{Clock, SystemClock};
 pub use driver::{Capacity, Control, Driver, DriverError, Notice, Observer, RunEnd, Settings};
+pub use logs::{LogError, LogReader};
 pub use ports::{Artifacts, Journal};

@@ -13,6 +13,7 @@
 //! ([`rallrec_core::fleet`]'s).
 
 mod active;
+mod archive;
 mod leader;
 mod record;
 mod service;
@@ -22,7 +23,7 @@ pub use leader::LeaderError;
 pub use record::ClusterRecord;
 pub use service::LEADER_HEADER;
 
-use rallrec_proto::api::coordinator_server::CoordinatorServer;
+use rallrec_proto::api::{archive_server::ArchiveServer, coordinator_server::CoordinatorServer};
 use rallrec_queue::nats::NatsSettings;
 use rallrec_store::Store;
 use std::{net::SocketAddr, sync::Arc};
@@ -103,6 +104,7 @@ impl Coordinator {
             let mut stop = stop.clone();
             tonic::transport::Server::builder()
                 .add_service(CoordinatorServer::new(service))
+                .add_service(ArchiveServer::new(archive::Archive::new(store.clone(), settings.nats.clone())))
                 .serve_with_incoming_shutdown(incoming, async move { drop(stop.wait_for(|stop| *stop).await) })
         };
         let leading = async {

@@ -17,15 +17,16 @@ use crate::{
 use clap::{CommandFactory, Parser};
 use rallrec_core::plan::Plan;
 use rallrec_store::Store;
+use rallrec_worker::TaskLogs;
 use std::{path::PathBuf, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     // Wrong arguments end here with exit code 2, which is that of invalid input.
     let cli = Cli::parse();
     let console = Console::new(cli.global.color);
-    log_to_stderr(cli.global.verbose, &console);
+    log(cli.global.verbose, &console);
     match dispatch(cli, &console) {
         Ok(()) => ExitCode::from(DONE),
         Err(failure) => {
@@ -135,7 +136,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Failure::Other(e.into()))
 }
 
-fn log_to_stderr(verbose: u8, console: &Console) {
+fn log(verbose: u8, console: &Console) {
     let default = match verbose {
         0 => "warn",
         1 => {
@@ -148,5 +149,6 @@ fn log_to_stderr(verbose: u8, console: &Console) {
     let filter = EnvFilter::try_from_env("RALLREC_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let writer = LogWriter(console.clone());
     let color = console.colors_stderr();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(move || writer.clone()).init();
+    let stderr = tracing_subscriber::fmt::layer().with_ansi(color).with_writer(move || writer.clone());
+    tracing_subscriber::registry().with(stderr.with_filter(filter)).with(TaskLogs.with_filter(LevelFilter::INFO)).init();
 }

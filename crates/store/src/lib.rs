@@ -12,6 +12,7 @@ mod error;
 mod journal;
 mod log;
 mod manifest;
+mod raw;
 mod table;
 
 pub use artifact::{ArtifactWriter, Committed, Producer};
@@ -21,6 +22,7 @@ pub use error::StoreError;
 pub use journal::Records;
 pub use log::{LogFile, LogFilter, LogLine, LogPlace, LogTail};
 pub use manifest::{BadRow, Manifest, Part, TableManifest};
+pub use raw::{Listed, Opened};
 pub use table::parquet_batches;
 
 use object_store::{

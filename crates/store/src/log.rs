@@ -114,12 +114,32 @@ pub struct LogTail {
     /// Order of the stages; others come after them.
     stages: Vec<StageName>,
     read: BTreeSet<Path>,
+    seen: BTreeMap<(LogPlace, String), Seen>,
+}
+
+/// Lines of one writer that were told: all below a number, and some after it.
+#[derive(Debug, Default)]
+struct Seen {
+    below: u64,
+    after: BTreeSet<u64>,
+}
+
+impl Seen {
+    fn is_new(&mut self, n: u64) -> bool {
+        if n < self.below || !self.after.insert(n) {
+            return false;
+        }
+        while self.after.remove(&self.below) {
+            self.below += 1;
+        }
+        true
+    }
 }
 
 impl LogTail {
     /// The log of `run`, as far as `filter` wants it; tasks are told in the order of `stages`.
     pub fn new(store: Store, run: RunId, filter: LogFilter, stages: Vec<StageName>) -> Self {
-        Self { store, run, filter, stages, read: BTreeSet::new() }
+        Self { store, run, filter, stages, read: BTreeSet::new(), seen: BTreeMap::new() }
     }
 
     /// Files that were put since it was last asked: by stage, shard and attempt, each attempt's in order.
@@ -142,13 +162,23 @@ impl LogTail {
         Ok(files.into_iter().map(|(_, file)| file).collect())
     }
 
-    /// The lines of a file.
+    /// The lines of a file, without those that were told.
     ///
     /// # Errors
     /// When the store cannot be reached.
-    pub async fn lines(&self, file: &LogFile) -> Result<Vec<LogLine>, StoreError> {
-        let bytes = self.store.get(&file.path).await?;
-        Ok(bytes.map(|bytes| LogLine::decode_all(&bytes)).unwrap_or_default())
+    pub async fn lines(&mut self, file: &LogFile) -> Result<Vec<LogLine>, StoreError> {
+        let bytes = self.store.get(&file.path).await?.unwrap_or_default();
+        Ok(self.heard(&file.place, &bytes))
+    }
+
+    /// Lines that came another way, live, without those that were told or are not wanted.
+    pub fn heard(&mut self, place: &LogPlace, bytes: &[u8]) -> Vec<LogLine> {
+        if !self.filter.wants(&place.stage, place.shard) {
+            return Vec::new();
+        }
+        let mut lines = LogLine::decode_all(bytes);
+        lines.retain(|line| self.seen.entry((place.clone(), line.worker.clone())).or_default().is_new(line.n));
+        lines
     }
 
     fn folder(&self) -> Path {
@@ -227,10 +257,12 @@ mod tests {
         let all = [place("score", 2, 1), place("score", 2, 2), place("score", 10, 1), place("embed", 0, 1)];
         assert_eq!(places(tail.new_files().await.unwrap()), all);
         // Another writer of the same attempt has the number.
-        assert_eq!(store.put_log(&run, &place("embed", 0, 1), 0, &line(0, "b").encode()).await.unwrap(), 2);
+        let other = [line(0, "b").encode(), line(1, "c").encode(), line(2, "d").encode()].concat();
+        assert_eq!(store.put_log(&run, &place("embed", 0, 1), 0, &other).await.unwrap(), 2);
         let new = tail.new_files().await.unwrap();
-        assert_eq!(tail.lines(&new[0]).await.unwrap(), [line(0, "b")]);
-        assert_eq!(new.len(), 1);
+        assert_eq!(tail.heard(&place("embed", 0, 1), &line(1, "c").encode()), [line(1, "c")]);
+        assert_eq!(tail.lines(&new[0]).await.unwrap(), [line(0, "b"), line(2, "d")], "what came live is not told again");
+        assert_eq!((new.len(), tail.heard(&place("embed", 0, 1), &other)), (1, vec![]));
         let filter = LogFilter { stage: Some(StageName("score".into())), shard: Some(2) };
         let mut tail = LogTail::new(store, run, filter, stages);
         assert_eq!(places(tail.new_files().await.unwrap()), all[..2]);

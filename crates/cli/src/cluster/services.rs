@@ -73,6 +73,7 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         cancel: Cancel::default(),
         board: Board::default(),
         progress_every: PROGRESS_EVERY,
+        words: Some(words.clone()),
     };
     let profile = Profile {
         id: id.clone(),
