@@ -10,7 +10,7 @@ use prost::Message;
 use rallrec_core::{
     ids::{Attempt, RunId, StageName, TaskId},
     key::{Key, KeyFields},
-    task::{InputShard, TaskInput, TaskOffer},
+    task::{InputShards, TaskInput, TaskOffer},
 };
 
 /// The offer's bytes; the same for equal offers.
@@ -60,26 +60,37 @@ pub fn decode_offer(bytes: &[u8]) -> Result<TaskOffer, WireError> {
 }
 
 fn input_out(input: &TaskInput) -> v1::TaskInput {
-    let shards = input.shards.iter().map(|s| v1::InputShard { key: s.key.0.clone(), rows: s.rows.map(rows_out) });
+    let shards = match &input.shards {
+        InputShards::One(key) => v1::task_input::Shards::One(key.0.clone()),
+        InputShards::Cut { row_key, rows, step } => {
+            let cut = v1::CutShards { row_key: row_key.0.clone(), rows: Some(rows_out(*rows)), step: *step };
+            v1::task_input::Shards::Cut(cut)
+        }
+    };
     v1::TaskInput {
         port: input.port.clone(),
         stage: input.stage.0.clone(),
         table: input.table.clone(),
         mode: mode_out(input.mode).into(),
-        shards: shards.collect(),
+        shards: Some(shards),
     }
 }
 
 fn input_in(input: v1::TaskInput) -> Result<TaskInput, WireError> {
-    let shards = input.shards.into_iter().map(|s| {
-        Ok(InputShard { key: Key(text_in("inputs.shards.key", s.key)?), rows: s.rows.map(rows_in).transpose()? })
-    });
+    let shards = match input.shards.ok_or(WireError::Missing { field: "inputs.shards" })? {
+        v1::task_input::Shards::One(key) => InputShards::One(Key(text_in("inputs.shards.one", key)?)),
+        v1::task_input::Shards::Cut(cut) => InputShards::Cut {
+            row_key: Key(text_in("inputs.shards.cut.row_key", cut.row_key)?),
+            rows: rows_in(cut.rows.ok_or(WireError::Missing { field: "inputs.shards.cut.rows" })?)?,
+            step: cut.step,
+        },
+    };
     Ok(TaskInput {
         port: text_in("inputs.port", input.port)?,
         stage: StageName(text_in("inputs.stage", input.stage)?),
         table: text_in("inputs.table", input.table)?,
         mode: mode_in(input.mode)?,
-        shards: shards.collect::<Result<_, WireError>>()?,
+        shards,
     })
 }
 
@@ -123,8 +134,12 @@ mod tests {
     }
 
     fn input() -> impl Strategy<Value = TaskInput> {
-        let shards =
-            proptest::collection::vec((".+", rows()).prop_map(|(key, rows)| InputShard { key: Key(key), rows }), 0..4);
+        let range = rows().prop_filter_map("rows", |rows| rows);
+        let cut = (".+", range, 1..100u64);
+        let shards = prop_oneof![
+            ".+".prop_map(|key| InputShards::One(Key(key))),
+            cut.prop_map(|(key, rows, step)| InputShards::Cut { row_key: Key(key), rows, step }),
+        ];
         let mode = prop_oneof![Just(Mode::Drive), Just(Mode::Aligned), Just(Mode::Whole)];
         (".+", ".+", ".+", mode, shards).prop_map(|(port, stage, table, mode, shards)| TaskInput {
             port,

@@ -28,8 +28,8 @@ impl TaskInputs {
     fn read(&self, input: &TaskInput) -> Result<RecordBatch, StageError> {
         let wanted = if input.mode == Mode::Whole { None } else { self.rows };
         let (mut schema, mut batches) = (None, Vec::new());
-        for shard in &input.shards {
-            let (found, mut rows) = self.handle.block_on(self.shard(input, shard, wanted))?;
+        for shard in input.shards.iter() {
+            let (found, mut rows) = self.handle.block_on(self.shard(input, &shard, wanted))?;
             schema.get_or_insert(found);
             batches.append(&mut rows);
         }

@@ -39,6 +39,8 @@ pub enum TableKind {
     Metrics,
     /// One row a line of Markdown.
     Report,
+    /// One row a number.
+    Rows,
 }
 
 /// How a stage reads an input.
@@ -187,6 +189,10 @@ kinds! {
     Evaluate = "evaluate" { version: 1, inputs: [many(port("predictions", T::Predictions, Whole))], outputs: ["metrics": Metrics], random };
     /// The metrics as Markdown.
     Report = "report" { version: 1, inputs: [many(port("metrics", T::Metrics, Whole))], outputs: ["report": Report] };
+    /// Numbered rows, for trying and measuring a cluster; may wait for others first.
+    Rows = "rows" { version: 1, inputs: [optional(many(port("after", T::Rows, Whole)))], outputs: ["rows": Rows] };
+    /// Passes rows on after a while, for trying and measuring a cluster.
+    Wait = "wait" { version: 1, inputs: [port("rows", T::Rows, Drive)], outputs: ["rows": Rows] };
 }
 
 impl fmt::Display for StageKind {

@@ -458,6 +458,23 @@ params! {
     }
 }
 
+params! {
+    /// `rows`: numbered rows, and nothing else in them. For trying and measuring a cluster: with `wait` it makes as many
+    /// tasks as wanted, which need neither data nor a model.
+    RowsParams {
+        /// Rows to make.
+        count: u32 = 1u32, Keyed, 1 ..= 10000000;
+    }
+}
+
+params! {
+    /// `wait`: passes its rows on after a while.
+    WaitParams {
+        /// What each task waits, in milliseconds.
+        milliseconds: u32 = 0u32, Free, 0 ..= 3600000;
+    }
+}
+
 macro_rules! stage_params {
     ($($variant:ident($ty:ty)),* $(,)?) => {
         /// Parameters of a stage: a closed enum, so that a new kind is one variant and the compiler finds the rest.
@@ -490,7 +507,7 @@ macro_rules! stage_params {
 stage_params! {
     Dataset(DatasetParams), Describe(DescribeParams), Embed(EmbedParams), LightGcn(LightGcnParams), Align(AlignParams),
     Index(IndexParams), Sample(SampleParams), Retrieve(RetrieveParams), Tune(TuneParams), Score(ScoreParams), Reason(ReasonParams), Merge(MergeParams),
-    Ctr(CtrParams), Evaluate(EvaluateParams), Report(ReportParams),
+    Ctr(CtrParams), Evaluate(EvaluateParams), Report(ReportParams), Rows(RowsParams), Wait(WaitParams),
 }
 
 impl StageParams {

@@ -19,6 +19,46 @@ pub struct InputShard {
     pub rows: Option<RowRange>,
 }
 
+/// The shards of an input that a task reads, in order. Their keys are worked out: reading a million of them is said in
+/// a few words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputShards {
+    /// The artifact of a stage that is one task.
+    One(Key),
+    /// Shards of a row-wise stage.
+    Cut {
+        /// Identity of the stage's rows.
+        row_key: Key,
+        /// Rows of the shards together. None: the one shard of an empty stage.
+        rows: RowRange,
+        /// Rows of each shard but the last.
+        step: u64,
+    },
+}
+
+impl InputShards {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::One(_) => 1,
+            Self::Cut { rows, step, .. } => rows.len().div_ceil((*step).max(1)).max(1),
+        }
+    }
+
+    /// Each shard.
+    pub fn iter(&self) -> impl Iterator<Item = InputShard> + '_ {
+        (0..self.count()).map(move |number| match self {
+            Self::One(key) => InputShard { key: key.clone(), rows: None },
+            Self::Cut { row_key, rows, step } => {
+                let start = rows.start.saturating_add(number.saturating_mul((*step).max(1)));
+                let range = RowRange { start, end: start.saturating_add((*step).max(1)).min(rows.end) };
+                InputShard { key: row_key.shard(range), rows: Some(range) }
+            }
+        })
+    }
+}
+
 /// One input of a task: the shards that hold the rows it reads, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskInput {
@@ -31,7 +71,7 @@ pub struct TaskInput {
     /// How it is read.
     pub mode: Mode,
     /// Its shards.
-    pub shards: Vec<InputShard>,
+    pub shards: InputShards,
 }
 
 /// One attempt at a task, as sent to a worker.

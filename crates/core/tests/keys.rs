@@ -123,7 +123,8 @@ proptest! {
                         }
                     }
                 }
-                let causes = why_changed(&old, &new, &StageName("report".into()));
+                let last = downstream(&old, at).iter().rposition(|reached| *reached).unwrap();
+                let causes = why_changed(&old, &new, &old.stages[last].name);
                 if field.effect == Effect::Free {
                     prop_assert!(causes.is_empty());
                 } else {

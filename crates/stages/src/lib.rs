@@ -24,10 +24,12 @@ mod reason;
 mod remote;
 mod report;
 mod retrieve;
+mod rows;
 mod sample;
 mod score;
 mod training;
 mod tune;
+mod wait;
 
 pub use burn::tensor::Device;
 pub use context::{
@@ -70,5 +72,7 @@ pub fn stage(params: StageParams) -> Box<dyn Stage> {
         StageParams::Ctr(p) => Box::new(p),
         StageParams::Evaluate(p) => Box::new(p),
         StageParams::Report(p) => Box::new(p),
+        StageParams::Rows(p) => Box::new(p),
+        StageParams::Wait(p) => Box::new(p),
     }
 }

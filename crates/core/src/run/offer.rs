@@ -1,9 +1,9 @@
 //! What a worker is told about a task that is handed out.
 
-use super::RunState;
+use super::{RunState, Shards};
 use crate::{
-    ids::TaskId,
-    task::{InputShard, TaskInput, TaskOffer},
+    ids::{RowRange, TaskId},
+    task::{InputShards, TaskInput, TaskOffer},
 };
 
 impl RunState {
@@ -16,16 +16,20 @@ impl RunState {
         let inputs = planned.needs.iter().map(|need| {
             let source = self.sharded(need.stage)?;
             let wanted = self.input_shards(row_wise, need, rows)?;
-            let shards = wanted.map(|shard| InputShard {
-                key: source.tasks[shard as usize].key.clone(),
-                rows: source.shards.range(shard),
-            });
+            let (first, last) = (wanted.start, wanted.last()?);
+            let shards = match (source.shards, source.shards.range(first), source.shards.range(last)) {
+                (Shards::Rows { step, .. }, Some(first), Some(last)) => {
+                    let row_key = self.plan.stages[need.stage as usize].row_key.clone();
+                    InputShards::Cut { row_key, rows: RowRange { start: first.start, end: last.end }, step }
+                }
+                _ => InputShards::One(source.tasks.first()?.key.clone()),
+            };
             Some(TaskInput {
                 port: need.port.clone(),
                 stage: self.plan.stages[need.stage as usize].name.clone(),
                 table: need.table.clone(),
                 mode: need.mode,
-                shards: shards.collect(),
+                shards,
             })
         });
         Some(TaskOffer {

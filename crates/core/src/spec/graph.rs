@@ -203,6 +203,7 @@ fn what(kind: TableKind) -> &'static str {
         TableKind::Report => "a report",
         TableKind::Adapter => "an adapter",
         TableKind::TuningSteps => "the steps of a training",
+        TableKind::Rows => "numbered rows",
     }
 }
 

@@ -82,7 +82,9 @@ pub(super) fn check(reader: &mut Reader, params: &StageParams, stage: Span, with
         | StageParams::Merge(_)
         | StageParams::Ctr(_)
         | StageParams::Evaluate(_)
-        | StageParams::Report(_) => {}
+        | StageParams::Report(_)
+        | StageParams::Rows(_)
+        | StageParams::Wait(_) => {}
     }
 }
 
