@@ -7,6 +7,7 @@
 mod clock;
 pub mod cluster;
 mod driver;
+pub mod gc;
 mod logs;
 mod ports;
 mod turn;

@@ -210,7 +210,9 @@ mod tests {
         for good in ["runs", "runs/r/plan.json", "artifacts/ab/abcd/manifest.json"] {
             assert!(checked(good).is_ok(), "{good}");
         }
-        for bad in ["", "sources/x", "cluster/journal", "runs/../sources", "/runs", "runs//x", "checkpoints/k/1", "./runs"] {
+        for bad in
+            ["", "sources/x", "cluster/journal", "runs/../sources", "/runs", "runs//x", "checkpoints/k/1", "./runs"]
+        {
             assert!(checked(bad).is_err(), "{bad}");
         }
     }

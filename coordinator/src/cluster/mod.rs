@@ -12,6 +12,7 @@
 //! not here: any decision about a run (its driver's, and [`rallrec_core::run`]'s) or about placement
 //! ([`rallrec_core::fleet`]'s).
 
+mod access;
 mod active;
 mod archive;
 mod leader;
@@ -19,8 +20,10 @@ mod record;
 mod service;
 mod standby;
 
+pub use access::{Tls, Tokens, TokensError};
 pub use leader::LeaderError;
 pub use record::ClusterRecord;
+pub(crate) use record::active_runs;
 pub use service::LEADER_HEADER;
 
 use rallrec_proto::api::{archive_server::ArchiveServer, coordinator_server::CoordinatorServer};
@@ -40,6 +43,10 @@ pub struct ClusterSettings {
     pub address: Option<String>,
     /// How NATS is reached.
     pub nats: NatsSettings,
+    /// Its certificate; without one it speaks in the clear.
+    pub tls: Option<Tls>,
+    /// Tokens that it accepts; without any it asks for none.
+    pub tokens: Tokens,
 }
 
 /// Why a coordinator could not go on.
@@ -53,6 +60,9 @@ pub enum ClusterError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Its certificate or its key cannot be used.
+    #[error("the certificate of `[tls]` and its key cannot be used: {0}; both are PEM files, and belong together")]
+    Tls(tonic::transport::Error),
     /// The interface failed.
     #[error("the gRPC interface ended: {0}")]
     Interface(#[from] tonic::transport::Error),
@@ -95,16 +105,22 @@ impl Coordinator {
         let Self { store, settings, listener } = self;
         let address = settings.address.clone().unwrap_or_else(|| {
             let bound = listener.local_addr().map_or_else(|_| settings.listen.to_string(), |a| a.to_string());
-            format!("http://{bound}")
+            let scheme = if settings.tls.is_some() { "https" } else { "http" };
+            format!("{scheme}://{bound}")
         });
         let role = Arc::new(service::Role::default());
         let interface = {
             let service = service::Interface { role: Arc::clone(&role), store: store.clone() };
             let incoming = tonic::transport::server::TcpIncoming::from(listener);
             let mut stop = stop.clone();
-            tonic::transport::Server::builder()
-                .add_service(CoordinatorServer::new(service))
-                .add_service(ArchiveServer::new(archive::Archive::new(store.clone(), settings.nats.clone())))
+            let archive = archive::Archive::new(store.clone(), settings.nats.clone());
+            let mut server = tonic::transport::Server::builder();
+            if let Some(tls) = &settings.tls {
+                server = server.tls_config(tls.config()).map_err(ClusterError::Tls)?;
+            }
+            server
+                .add_service(CoordinatorServer::with_interceptor(service, settings.tokens.clone()))
+                .add_service(ArchiveServer::with_interceptor(archive, settings.tokens.clone()))
                 .serve_with_incoming_shutdown(incoming, async move { drop(stop.wait_for(|stop| *stop).await) })
         };
         let leading = async {

@@ -1,8 +1,8 @@
 //! From the command line to the command: the only module that knows all of them.
 
 use crate::{
-    args::{Cli, Command, Global, PipelineArgs},
-    cluster,
+    args::{Cli, ClusterArgs, Command, ContextAction, Global, PipelineArgs},
+    artifacts, cluster,
     console::{Console, LogWriter},
     data, doctor, explain,
     failure::{DONE, Failure},
@@ -49,16 +49,24 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
             let plan = plan(&place, &pipeline, console)?;
             runtime()?.block_on(async { plan_view::show(&open(&place).await?, &plan, json, console).await })
         }
-        Command::Explain { run, stage, against } => runtime()?
-            .block_on(async { explain::show(&open(&place).await?, &run, &stage, against.as_deref(), console).await }),
-        Command::Runs { json } => {
+        Command::Explain { run, stage, against, cluster } => runtime()?.block_on(async {
+            explain::show(&archive(&place, &cluster).await?, &run, &stage, against.as_deref(), console).await
+        }),
+        Command::Runs { json, cluster } => runtime()?.block_on(async {
+            if let Some(cluster) = cluster::Cluster::named(&cluster)? {
+                let active = cluster::active_runs(&cluster).await?;
+                return runs::show(&cluster.store(), &|run| active.contains(run), json, console).await;
+            }
             let locks = RunLocks::new(place.home.store());
-            runtime()?
-                .block_on(async { runs::show(&open(&place).await?, &|run| locks.is_held(run), json, console).await })
+            runs::show(&open(&place).await?, &|run| locks.is_held(run), json, console).await
+        }),
+        Command::Report { run, format, cluster } => {
+            runtime()?.block_on(async { report::show(&archive(&place, &cluster).await?, &run, format, console).await })
         }
-        Command::Report { run, format } => {
-            runtime()?.block_on(async { report::show(&open(&place).await?, &run, format, console).await })
-        }
+        Command::Artifacts { run, stage, json, cluster } => runtime()?.block_on(async {
+            artifacts::show(&archive(&place, &cluster).await?, &run, stage.as_deref(), json, console).await
+        }),
+        Command::Logs(args) => runtime()?.block_on(cluster::logs(&place, &args, console)),
         Command::Schema => {
             let schema = rallrec_core::schema::json_schema();
             console.print(&serde_json::to_string_pretty(&schema).map_err(anyhow::Error::from)?);
@@ -69,18 +77,14 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Coordinator { config } => runtime()?.block_on(cluster::coordinator(&config, console)),
         Command::Worker { config } => runtime()?.block_on(cluster::worker(&place, &config, console)),
         Command::Submit(args) => runtime()?.block_on(cluster::submit(&place, &args, console)),
-        Command::Status(args) => runtime()?.block_on(cluster::status(&args.coordinator, console)),
-        Command::Watch { run, json, cluster: args } => {
-            runtime()?.block_on(cluster::watch(&args.coordinator, &run, json, console))
-        }
-        Command::Cancel { run, cluster: args } => {
-            runtime()?.block_on(cluster::cancel(&args.coordinator, &run, console))
-        }
-        Command::Retry { run, cluster: args } => runtime()?.block_on(cluster::retry(&args.coordinator, &run, console)),
-        Command::Workers(args) => runtime()?.block_on(cluster::workers(&args.coordinator, console)),
-        Command::Drain { worker, cluster: args } => {
-            runtime()?.block_on(cluster::drain(&args.coordinator, &worker, console))
-        }
+        Command::Status(args) => runtime()?.block_on(cluster::status(&args, console)),
+        Command::Watch { run, json, cluster: args } => runtime()?.block_on(cluster::watch(&args, &run, json, console)),
+        Command::Cancel { run, cluster: args } => runtime()?.block_on(cluster::cancel(&args, &run, console)),
+        Command::Retry { run, failed: _, cluster: args } => runtime()?.block_on(cluster::retry(&args, &run, console)),
+        Command::Workers(args) => runtime()?.block_on(cluster::workers(&args, console)),
+        Command::Drain { worker, cluster: args } => runtime()?.block_on(cluster::drain(&args, &worker, console)),
+        Command::Context { action: ContextAction::List } => cluster::list_contexts(console),
+        Command::Context { action: ContextAction::Use { name } } => cluster::choose_context(&name, console),
         Command::Doctor => doctor::examine(&place.home, &place.sources, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -95,6 +99,14 @@ fn place(global: &Global) -> Place {
     let home = Home::new(global.home.clone(), global.store.clone());
     let sources = Sources::new(home.sources(), catalogue(), Patience::default());
     Place { home, sources }
+}
+
+/// The store of the cluster that is named, or this machine's.
+async fn archive(place: &Place, args: &ClusterArgs) -> Result<Store, Failure> {
+    match cluster::Cluster::named(args)? {
+        Some(cluster) => Ok(cluster.store()),
+        None => open(place).await,
+    }
 }
 
 /// Opens the store, which makes its folder.
@@ -150,5 +162,8 @@ fn log(verbose: u8, console: &Console) {
     let writer = LogWriter(console.clone());
     let color = console.colors_stderr();
     let stderr = tracing_subscriber::fmt::layer().with_ansi(color).with_writer(move || writer.clone());
-    tracing_subscriber::registry().with(stderr.with_filter(filter)).with(TaskLogs.with_filter(LevelFilter::INFO)).init();
+    tracing_subscriber::registry()
+        .with(stderr.with_filter(filter))
+        .with(TaskLogs.with_filter(LevelFilter::INFO))
+        .init();
 }

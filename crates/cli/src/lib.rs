@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod args;
+pub mod artifacts;
 pub mod clock;
 pub mod cluster;
 pub mod console;

@@ -12,6 +12,7 @@ mod error;
 mod journal;
 mod log;
 mod manifest;
+mod mark;
 mod raw;
 mod table;
 

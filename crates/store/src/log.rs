@@ -261,7 +261,11 @@ mod tests {
         assert_eq!(store.put_log(&run, &place("embed", 0, 1), 0, &other).await.unwrap(), 2);
         let new = tail.new_files().await.unwrap();
         assert_eq!(tail.heard(&place("embed", 0, 1), &line(1, "c").encode()), [line(1, "c")]);
-        assert_eq!(tail.lines(&new[0]).await.unwrap(), [line(0, "b"), line(2, "d")], "what came live is not told again");
+        assert_eq!(
+            tail.lines(&new[0]).await.unwrap(),
+            [line(0, "b"), line(2, "d")],
+            "what came live is not told again"
+        );
         assert_eq!((new.len(), tail.heard(&place("embed", 0, 1), &other)), (1, vec![]));
         let filter = LogFilter { stage: Some(StageName("score".into())), shard: Some(2) };
         let mut tail = LogTail::new(store, run, filter, stages);

@@ -69,7 +69,8 @@ impl Store {
         let name = path.to_owned();
         let failed = move |e| StoreError::object("read", &name, e);
         let head = range.is_empty();
-        let wanted = if range.end == u64::MAX { GetRange::Offset(range.start) } else { GetRange::Bounded(range.clone()) };
+        let wanted =
+            if range.end == u64::MAX { GetRange::Offset(range.start) } else { GetRange::Bounded(range.clone()) };
         let all = head || range == (0..u64::MAX);
         let options = GetOptions { range: (!all).then_some(wanted), head, ..GetOptions::default() };
         let found = match self.objects.get_opts(&Path::from(path), options).await {

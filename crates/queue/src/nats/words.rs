@@ -95,10 +95,7 @@ impl Words {
     ///
     /// # Errors
     /// When the connection is closed.
-    pub async fn logs(
-        &self,
-        run: &RunId,
-    ) -> Result<impl Stream<Item = (OfferName, Bytes)> + Send + use<>, QueueError> {
+    pub async fn logs(&self, run: &RunId) -> Result<impl Stream<Item = (OfferName, Bytes)> + Send + use<>, QueueError> {
         let heard = self.subscribe(self.connection.names.log(run, None)).await?;
         Ok(heard.filter_map(async |message| Some((Names::offer_name(&message.subject)?, message.payload))))
     }
