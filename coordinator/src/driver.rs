@@ -23,7 +23,7 @@ use crate::{Artifacts, Clock, Journal, turn::Turn};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use rallrec_core::{
-    ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
+    ids::{Attempt, RunId, TaskId, WorkerId},
     lane::Lane,
     plan::Plan,
     run::{
@@ -40,6 +40,9 @@ use tokio::sync::mpsc;
 /// Most signals whose events go into one journal record.
 pub(crate) const MAX_SIGNALS: usize = 256;
 
+/// Tasks that the store is asked about at once: what it answers makes one journal record, so fewer would wait for records.
+pub(crate) const PROBES: usize = 1024;
+
 /// How many tasks may be handed out at once.
 #[derive(Clone, Debug)]
 pub enum Capacity {
@@ -54,14 +57,14 @@ pub enum Capacity {
 pub struct Settings {
     /// Where tasks may run.
     pub capacity: Capacity,
-    /// Probes of the store at once.
+    /// Tasks that the store is asked about at once.
     pub probes: usize,
 }
 
 impl Settings {
-    /// These slots, and 16 probes at once.
+    /// These slots, and 1,024 probes at once.
     pub fn new(slots: BTreeMap<String, u32>) -> Self {
-        Self { capacity: Capacity::Slots(slots), probes: 16 }
+        Self { capacity: Capacity::Slots(slots), probes: PROBES }
     }
 }
 
@@ -174,8 +177,8 @@ pub struct Driver<A, J> {
 pub(crate) enum Signal {
     /// A worker said something; `None`: the queue is closed.
     Report(Result<Option<Bytes>, QueueError>),
-    /// The store answered.
-    Probed { task: TaskId, after: u32, found: Result<Option<ArtifactSummary>, StoreError> },
+    /// The store answered about these tasks, after so many attempts of each.
+    Probed { asked: Vec<(TaskId, u32)>, found: Result<Vec<Option<ArtifactSummary>>, StoreError> },
     /// The queue took an offer, or withdrew what it had.
     Sent(Result<(), QueueError>),
     /// A task's wait for its next attempt is over.
@@ -203,7 +206,10 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     /// # Errors
     /// When there is no such run, its journal is damaged, or the store or the queue cannot be reached.
     pub async fn resume(mut self) -> Result<RunEnd, DriverError> {
-        let state = self.replayed().await?;
+        let state = match self.replayed().await {
+            Err(DriverError::Store(StoreError::Conflict { .. })) => return Ok(RunEnd::Fenced),
+            replayed => replayed?,
+        };
         if let Phase::Finished(RunOutcome::Done) = state.phase() {
             (self.observer)(Notice::State(&state));
             return Ok(RunEnd::Done);
@@ -220,6 +226,7 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     pub async fn take_over(mut self, run: RunId, plan: Arc<Plan>) -> Result<RunEnd, DriverError> {
         let state = match self.replayed().await {
             Err(DriverError::NothingToResume) => return self.drive(RunState::new(run, plan)?, Input::Start).await,
+            Err(DriverError::Store(StoreError::Conflict { .. })) => return Ok(RunEnd::Fenced),
             replayed => replayed?,
         };
         if let Phase::Finished(outcome) = state.phase() {
@@ -284,14 +291,14 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     /// Builds the next signal, and does nothing else.
     async fn next_signal(&mut self, turn: &mut Turn<A>) -> Signal {
         // A retry that is due already waits for a free slot, and so for a report.
-        let retry = turn.state.next_retry().filter(|at| *at > self.clock.now());
+        let retry = turn.state.next_retry_ms(self.clock.now());
         tokio::select! {
             biased;
             Some(signal) = turn.in_flight.next() => signal,
             // Before control: a lost worker's last words come before the news of its loss.
             report = self.queue.next_report() => Signal::Report(report),
             said = self.control.recv(), if turn.heeds_control => Signal::Control(said),
-            () = self.clock.wait_until(retry.unwrap_or(TimeMs(0))), if retry.is_some() => Signal::Wake,
+            () = self.clock.wait(retry.unwrap_or(0)), if retry.is_some() => Signal::Wake,
         }
     }
 
@@ -338,7 +345,7 @@ impl Tries {
             return Err(error);
         }
         tracing::warn!(%error, tries = self.failed, "the store did not answer, trying again");
-        clock.wait_until(TimeMs(clock.now().0 + (500 << self.failed))).await;
+        clock.wait(500 << self.failed).await;
         Ok(())
     }
 }

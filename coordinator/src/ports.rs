@@ -5,11 +5,11 @@ use rallrec_store::{Records, Store, StoreError};
 
 /// Knows which artifacts are there.
 pub trait Artifacts: Clone + Send + Sync + 'static {
-    /// What the artifact of a key holds, if it was committed.
+    /// What the artifacts of these keys hold, in their order; `None` for one that was not committed.
     ///
     /// # Errors
     /// When the store cannot be reached, or what is there is damaged.
-    fn probe(&self, key: &Key) -> impl Future<Output = Result<Option<ArtifactSummary>, StoreError>> + Send;
+    fn probe(&self, keys: Vec<Key>) -> impl Future<Output = Result<Vec<Option<ArtifactSummary>>, StoreError>> + Send;
 }
 
 /// Keeps the records of one run.
@@ -17,7 +17,8 @@ pub trait Journal: Send {
     /// Every record, in order; later ones continue after them.
     ///
     /// # Errors
-    /// When the store cannot be reached or a record is damaged.
+    /// [`StoreError::Conflict`] when someone rules by now whom this one must not follow; else when the store cannot be
+    /// reached or a record is damaged.
     fn replay(&mut self) -> impl Future<Output = Result<Vec<Vec<u8>>, StoreError>> + Send;
 
     /// Adds a record. After an error the same record may be added again.
@@ -28,8 +29,8 @@ pub trait Journal: Send {
 }
 
 impl Artifacts for Store {
-    async fn probe(&self, key: &Key) -> Result<Option<ArtifactSummary>, StoreError> {
-        Ok(self.manifest(key).await?.map(|manifest| manifest.summary()))
+    async fn probe(&self, keys: Vec<Key>) -> Result<Vec<Option<ArtifactSummary>>, StoreError> {
+        self.summaries(keys).await
     }
 }
 

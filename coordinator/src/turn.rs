@@ -7,6 +7,7 @@ use crate::{
 use futures::{FutureExt, future::BoxFuture, stream::FuturesUnordered};
 use rallrec_core::{
     ids::{Attempt, TaskId},
+    key::Key,
     lane::{Lane, Slots},
     run::{Effect, Event, Input, RunState, apply, decide, owed},
     task::{FailureClass, Outcome, TaskReport},
@@ -17,6 +18,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+
+/// Tasks that the store is asked about in one question.
+const ASKED_TOGETHER: usize = 64;
 
 /// A run between two journal records.
 pub(crate) struct Turn<A> {
@@ -88,9 +92,11 @@ impl<A: Artifacts> Turn<A> {
                 Ok(report) => self.hear(report, observer)?,
                 Err(error) => tracing::warn!(%error, "a report cannot be read and is dropped"),
             },
-            Signal::Probed { task, after, found } => {
-                self.probing.remove(&(task, after));
-                self.take(Input::Probed { task, after, found: found? })?;
+            Signal::Probed { asked, found } => {
+                for ((task, after), found) in asked.into_iter().zip(found?) {
+                    self.probing.remove(&(task, after));
+                    self.take(Input::Probed { task, after, found })?;
+                }
             }
             Signal::Sent(sent) => sent?,
             // Slots are filled at the end of every turn.
@@ -174,6 +180,7 @@ impl<A: Artifacts> Turn<A> {
     /// Starts what is owed and not under way, within the bounds. The turn's events must be journaled.
     pub(crate) fn perform(&mut self) {
         let state = &self.state;
+        let mut asks = Vec::new();
         self.offered.retain(|(task, attempt)| state.running(*task).is_some_and(|r| r.attempt == *attempt));
         for effect in owed(state) {
             match effect {
@@ -192,16 +199,14 @@ impl<A: Artifacts> Turn<A> {
                 Effect::Probe { task, after } => {
                     let new = self.probing.insert((task, after));
                     if let Some(key) = new.then(|| state.key(task)).flatten() {
-                        self.in_flight.push(probe(
-                            self.artifacts.clone(),
-                            Arc::clone(&self.clock),
-                            key.clone(),
-                            task,
-                            after,
-                        ));
+                        asks.push(((task, after), key.clone()));
                     }
                 }
             }
+        }
+        for asks in asks.chunks(ASKED_TOGETHER) {
+            let (asked, keys) = asks.iter().cloned().unzip();
+            self.in_flight.push(probe(self.artifacts.clone(), Arc::clone(&self.clock), asked, keys));
         }
     }
 }
@@ -210,14 +215,13 @@ impl<A: Artifacts> Turn<A> {
 fn probe<A: Artifacts>(
     artifacts: A,
     clock: Arc<dyn Clock>,
-    key: rallrec_core::key::Key,
-    task: TaskId,
-    after: u32,
+    asked: Vec<(TaskId, u32)>,
+    keys: Vec<Key>,
 ) -> BoxFuture<'static, Signal> {
     async move {
         let mut tries = Tries::default();
         let found = loop {
-            match artifacts.probe(&key).await {
+            match artifacts.probe(keys.clone()).await {
                 Ok(found) => break Ok(found),
                 Err(error) => {
                     if let Err(error) = tries.wait_or_fail(&*clock, error).await {
@@ -226,7 +230,7 @@ fn probe<A: Artifacts>(
                 }
             }
         };
-        Signal::Probed { task, after, found }
+        Signal::Probed { asked, found }
     }
     .boxed()
 }

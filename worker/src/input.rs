@@ -1,35 +1,50 @@
 //! A task's inputs, read from the store.
 
-use crate::task::from_store;
+use crate::{
+    tables::{Decoded, TableCache},
+    task::from_store,
+};
 use arrow_array::RecordBatch;
 use arrow_select::concat::concat_batches;
+use futures::{StreamExt, TryStreamExt, stream};
 use rallrec_core::{
     ids::RowRange,
     kind::Mode,
-    task::{InputShard, TaskInput, TaskOffer},
+    task::{InputShard, InputShards, TaskInput, TaskOffer},
 };
 use rallrec_stages::{InputReader, StageError};
-use rallrec_store::Store;
+use rallrec_store::{Store, TableManifest};
+use std::sync::Arc;
 use tokio::runtime::Handle;
+
+/// Shards that are read at once: enough to hide an object store's latency. All of them are held together anyway.
+const READS_AT_ONCE: usize = 8;
+
+/// Of a table up to this size all is read and kept, though a task wants some rows: other tasks want the others.
+const SMALL_BYTES: u64 = 4 << 20;
 
 /// Reads from the shards that the offer names, on the stage's thread.
 pub(crate) struct TaskInputs {
     store: Store,
+    tables: Arc<TableCache>,
     handle: Handle,
     inputs: Vec<TaskInput>,
     rows: Option<RowRange>,
 }
 
 impl TaskInputs {
-    pub(crate) fn new(store: Store, handle: Handle, offer: &TaskOffer) -> Self {
-        Self { store, handle, inputs: offer.inputs.clone(), rows: offer.rows }
+    pub(crate) fn new(store: Store, tables: Arc<TableCache>, handle: Handle, offer: &TaskOffer) -> Self {
+        Self { store, tables, handle, inputs: offer.inputs.clone(), rows: offer.rows }
     }
 
     fn read(&self, input: &TaskInput) -> Result<RecordBatch, StageError> {
         let wanted = if input.mode == Mode::Whole { None } else { self.rows };
         let (mut schema, mut batches) = (None, Vec::new());
-        for shard in input.shards.iter() {
-            let (found, mut rows) = self.handle.block_on(self.shard(input, &shard, wanted))?;
+        // One task that gathers the shards of another stage reads each of them once.
+        let keep = self.rows.is_some() || matches!(input.shards, InputShards::One(_));
+        let read = |shard| async move { self.shard(input, &shard, wanted, keep).await };
+        let reads = stream::iter(input.shards.iter()).map(read).buffered(READS_AT_ONCE);
+        for (found, mut rows) in self.handle.block_on(reads.try_collect::<Vec<_>>())? {
             schema.get_or_insert(found);
             batches.append(&mut rows);
         }
@@ -46,35 +61,95 @@ impl TaskInputs {
         }
     }
 
+    /// The rows of a shard that are wanted; all with `None`.
     async fn shard(
         &self,
         input: &TaskInput,
         shard: &InputShard,
         wanted: Option<RowRange>,
-    ) -> Result<(arrow_schema::SchemaRef, Vec<RecordBatch>), StageError> {
+        keep: bool,
+    ) -> Result<Decoded, StageError> {
+        let inside = |held: RowRange| {
+            let wanted = wanted?;
+            let clamped = |row: u64| row.clamp(held.start, held.end) - held.start;
+            Some(RowRange { start: clamped(wanted.start), end: clamped(wanted.end) })
+        };
+        // Rows that nobody else reads are not kept.
+        let own = shard
+            .rows
+            .is_some_and(|held| wanted.is_some_and(|wanted| wanted.start <= held.start && held.end <= wanted.end));
+        if !keep || own {
+            let table = self.manifest(input, shard).await?;
+            let held = shard.rows.unwrap_or(RowRange { start: 0, end: table.rows });
+            return self.store.read_table(&table, inside(held)).await.map_err(from_store);
+        }
+        let load = async {
+            let table = self.manifest(input, shard).await?;
+            let bytes: u64 = table.parts.iter().map(|part| part.bytes).sum();
+            if wanted.is_some() && bytes > SMALL_BYTES {
+                return Err(Unkept::Large(table));
+            }
+            self.store.read_table(&table, None).await.map_err(|e| Unkept::Failed(from_store(e)))
+        };
+        match self.tables.get(&shard.key, &input.table, load).await {
+            Ok((schema, batches)) => {
+                let rows = batches.iter().map(RecordBatch::num_rows).sum::<usize>() as u64;
+                let local = inside(shard.rows.unwrap_or(RowRange { start: 0, end: rows }));
+                Ok((schema, slice(batches, local)))
+            }
+            Err(Unkept::Large(table)) => {
+                let held = shard.rows.unwrap_or(RowRange { start: 0, end: table.rows });
+                self.store.read_table(&table, inside(held)).await.map_err(from_store)
+            }
+            Err(Unkept::Failed(error)) => Err(error),
+        }
+    }
+
+    async fn manifest(&self, input: &TaskInput, shard: &InputShard) -> Result<TableManifest, StageError> {
         let manifest = self.store.manifest(&shard.key).await.map_err(from_store)?;
-        let manifest = manifest.ok_or_else(|| {
+        let mut manifest = manifest.ok_or_else(|| {
             StageError::Transient(format!(
                 "artifact {} of {} is gone from the store; run again to have it made anew",
                 shard.key.short(),
                 input.stage
             ))
         })?;
-        let table = manifest.tables.get(&input.table).ok_or_else(|| {
+        manifest.tables.remove(&input.table).ok_or_else(|| {
             StageError::Invalid(format!(
                 "artifact {} of {} has no table {}",
                 shard.key.short(),
                 input.stage,
                 input.table
             ))
-        })?;
-        let local = wanted.map(|wanted| {
-            let held = shard.rows.unwrap_or(RowRange { start: 0, end: table.rows });
-            let inside = |row: u64| row.clamp(held.start, held.end) - held.start;
-            RowRange { start: inside(wanted.start), end: inside(wanted.end) }
-        });
-        self.store.read_table(table, local).await.map_err(from_store)
+        })
     }
+}
+
+/// Why a table is not in memory.
+enum Unkept {
+    /// It is large, and few of its rows are wanted.
+    Large(TableManifest),
+    Failed(StageError),
+}
+
+impl From<StageError> for Unkept {
+    fn from(error: StageError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Some of the batches' rows; all with `None`.
+fn slice(batches: Vec<RecordBatch>, rows: Option<RowRange>) -> Vec<RecordBatch> {
+    let Some(rows) = rows else { return batches };
+    let mut start = 0;
+    let part = |batch: RecordBatch| {
+        let held = RowRange { start, end: start + batch.num_rows() as u64 };
+        start = held.end;
+        let from = rows.start.clamp(held.start, held.end) - held.start;
+        let to = rows.end.clamp(held.start, held.end) - held.start;
+        (to > from).then(|| batch.slice(from as usize, (to - from) as usize))
+    };
+    batches.into_iter().filter_map(part).collect()
 }
 
 impl InputReader for TaskInputs {

@@ -9,11 +9,13 @@ mod input;
 mod log;
 mod member;
 mod output;
+mod tables;
 mod task;
 
 pub use board::Board;
 pub use log::TaskLogs;
 pub use member::{Profile, serve};
+pub use tables::TableCache;
 pub use task::program;
 
 use rallrec_core::{ids::WorkerId, lane::Lane, plan::PinnedSource};
@@ -57,6 +59,8 @@ pub struct Worker {
     pub device: Device,
     /// Models in memory, shared by the slots.
     pub models: Arc<ModelCache>,
+    /// Input tables in memory, shared by the slots.
+    pub tables: Arc<TableCache>,
     /// Models and raw data on this machine.
     pub sources: Arc<dyn Places>,
     /// Set to drain: running tasks stop at their next look at it, and report themselves lost.

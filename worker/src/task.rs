@@ -35,13 +35,14 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
     };
     let send = async |outcome| worker.queue.report(&offer.run, rallrec_proto::encode_report(&report(outcome))).await;
     let entry = worker.board.enter(&offer);
-    send(Outcome::Started).await?;
     let (progress, mut heard) = watch::channel(Progress::default());
     let log = TaskLog::new(worker, id, &offer);
     let mut thread = {
         let (worker, offer, handle, log) = (worker.clone(), offer.clone(), Handle::current(), Arc::clone(&log));
         tokio::task::spawn_blocking(move || log.within(|| attempt(&worker, offer, &handle, &Sink(progress))))
     };
+    // On its way while the stage begins. Should it kill this process, the coordinator must know who had it.
+    let told = send(Outcome::Started).await;
     let mut look = tokio::time::interval(worker.progress_every);
     let ended = loop {
         tokio::select! {
@@ -56,6 +57,7 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
             }
         }
     };
+    told?;
     let outcome = match ended {
         Ok(Ok(committed)) => Outcome::Committed { summary: committed.manifest.summary(), first: committed.first },
         Ok(Err(error)) => Outcome::Failed { class: error.class(), message: error.to_string() },
@@ -96,7 +98,7 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
         checkpoints: &checkpoints,
         cancel: &worker.cancel,
     };
-    let inputs = TaskInputs::new(worker.store.clone(), handle.clone(), &offer);
+    let inputs = TaskInputs::new(worker.store.clone(), worker.tables.clone(), handle.clone(), &offer);
     let mut output = TaskOutput::new(worker.store.clone(), handle.clone(), offer.clone());
     // What a panicking stage leaves is thrown away with its output.
     let ran = catch_unwind(AssertUnwindSafe(|| stage(params).run(&context, &inputs, &mut output)));

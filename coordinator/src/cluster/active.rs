@@ -1,7 +1,7 @@
 //! A run that is being driven, as the leader sees it.
 
-use super::{leader::LeaderError, record::Submitted};
-use crate::{Capacity, Control, Driver, DriverError, Notice, RunEnd, Settings, SystemClock, gc::wait_for_collections};
+use super::{RunWatcher, leader::LeaderError, record::Submitted};
+use crate::{Capacity, Clock, Control, Driver, DriverError, Notice, RunEnd, Settings, gc::wait_for_collections};
 use bytes::Bytes;
 use rallrec_core::{
     fleet::{Demand, RunDemand},
@@ -11,7 +11,7 @@ use rallrec_core::{
     run::RunState,
 };
 use rallrec_proto::encode_report;
-use rallrec_queue::{CoordinatorEnd, nats::NatsCoordinator};
+use rallrec_queue::{CoordinatorEnd, LeaderEnd};
 use rallrec_store::{Records, Store, StoreError};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::{
@@ -21,9 +21,6 @@ use tokio::{
 
 /// Words to a driver that may wait.
 const CONTROL_BOUND: usize = 64;
-
-/// Probes of the store at once, for each run.
-const PROBES: usize = 64;
 
 /// An attempt that is handed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,13 +90,18 @@ pub(super) type Ended = (RunId, Result<RunEnd, DriverError>);
 /// What every run is given.
 pub(super) struct Surroundings {
     pub(super) store: Store,
-    pub(super) queue: NatsCoordinator,
+    pub(super) network: Arc<dyn LeaderEnd>,
+    pub(super) clock: Arc<dyn Clock>,
     /// Name of this coordinator, unique to it.
     pub(super) name: String,
+    /// The term that it leads in.
+    pub(super) term: u64,
     /// Told after every turn of a run.
     pub(super) turned: Arc<Notify>,
     /// Hears how far tasks are.
     pub(super) progress: broadcast::Sender<(RunId, Bytes)>,
+    /// Hears how runs are.
+    pub(super) watcher: RunWatcher,
 }
 
 impl Active {
@@ -115,19 +117,21 @@ impl Active {
         let plan = plan.ok_or_else(|| LeaderError::NoPlan { run: run.clone() })?;
         let plan: Arc<Plan> =
             Arc::new(serde_json::from_slice(&plan).map_err(|source| LeaderError::Plan { run: run.clone(), source })?);
-        let queue: Arc<dyn CoordinatorEnd> = Arc::new(around.queue.run(run.clone()));
+        let queue: Arc<dyn CoordinatorEnd> = around.network.run(run.clone());
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
         let (sight, seen) = watch::channel(Seen::default());
         let (turned, progress, id) = (Arc::clone(&around.turned), around.progress.clone(), run.clone());
+        let watcher = Arc::clone(&around.watcher);
         let driver = Driver {
             artifacts: around.store.clone(),
-            journal: Records::of_run(around.store.clone(), run, around.name.clone()),
+            journal: Records::of_run(around.store.clone(), run, around.name.clone()).in_term(around.term),
             queue: Arc::clone(&queue),
-            clock: Arc::new(SystemClock),
-            settings: Settings { capacity: Capacity::Granted, probes: PROBES },
+            clock: Arc::clone(&around.clock),
+            settings: Settings { capacity: Capacity::Granted, probes: crate::driver::PROBES },
             control: heard,
             observer: Box::new(move |notice| match notice {
                 Notice::State(state) => {
+                    watcher(state);
                     sight.send_replace(Seen::of(state));
                     turned.notify_one();
                 }

@@ -1,26 +1,23 @@
 //! Leads the cluster for one term: drives its runs, knows its workers, answers people.
 
 use super::{
-    ClusterError, ClusterSettings,
+    Candidate,
     active::{Active, Ended, How, Surroundings},
     record::{ClusterRecord, Runs, Submitted},
-    service::{Ask, Refusal, Role},
+    service::{Ask, Refusal},
     standby::Term,
 };
-use crate::{Clock, Control, DriverError, RunEnd, SystemClock};
+use crate::{Control, DriverError, RunEnd};
 use futures::StreamExt;
 use rallrec_core::{
     fleet::{Demands, Fleet},
-    ids::{Attempt, RunId, TaskId, WorkerId},
+    ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
     plan::Plan,
     run::{RunOutcome, RunState},
 };
 use rallrec_proto::{LeaderBeat, Order, api, decode_beat, decode_leader, encode_leader, encode_order};
-use rallrec_queue::{
-    OfferName, QueueError,
-    nats::{NatsCoordinator, Words},
-};
-use rallrec_store::{Records, Store, StoreError};
+use rallrec_queue::{OfferName, QueueError};
+use rallrec_store::{Records, StoreError};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -35,7 +32,7 @@ use tokio::{
 const BEAT_EVERY: Duration = Duration::from_millis(500);
 
 /// Every so many beats, what is out is compared with what workers and the queue have.
-const COMPARE_EVERY: u32 = 4;
+const COMPARE_EVERY: u64 = 4;
 
 /// Comparisons in a row in which nobody has an attempt before it is lost: long enough for every word that is under way.
 const MISSED: u32 = 3;
@@ -65,45 +62,48 @@ pub enum LeaderError {
     },
 }
 
+impl LeaderError {
+    /// Whether it may be gone later, without anybody's doing.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Store(error) => matches!(error, StoreError::Object { .. } | StoreError::Folder { .. }),
+            Self::Queue(error) => matches!(error, QueueError::Unreachable(_)),
+            Self::NoPlan { .. } | Self::Plan { .. } => false,
+        }
+    }
+}
+
 /// Leads until another coordinator does.
-pub(super) async fn lead(
-    store: &Store,
-    settings: &ClusterSettings,
-    address: &str,
-    term: Term,
-    role: &Role,
-) -> Result<(), ClusterError> {
-    let queue = NatsCoordinator::connect(&settings.nats).await.map_err(LeaderError::from)?;
+pub(super) async fn lead(candidate: &Candidate, term: Term) -> Result<(), LeaderError> {
     let (asks, asked) = mpsc::channel(64);
     let around = Surroundings {
-        store: store.clone(),
-        queue: queue.clone(),
-        name: settings.name.clone(),
+        store: candidate.store.clone(),
+        network: Arc::clone(&candidate.network),
+        clock: Arc::clone(&candidate.clock),
+        name: candidate.name.clone(),
+        term: term.number,
         turned: Arc::new(Notify::new()),
         progress: broadcast::channel(1024).0,
+        watcher: Arc::clone(&candidate.watcher),
     };
-    role.lead(asks, around.progress.clone());
+    candidate.role.lead(asks, around.progress.clone());
     let mut leader = Leader {
-        words: queue.words(),
         records: term.records,
         runs: term.runs,
-        sign: LeaderBeat { term: term.number, leader: settings.name.clone(), address: address.to_owned() },
+        sign: LeaderBeat { term: term.number, leader: candidate.name.clone(), address: candidate.address.clone() },
         around,
         fleet: Fleet::default(),
         actives: BTreeMap::new(),
         drivers: JoinSet::new(),
         missed: BTreeMap::new(),
-        compared: 0,
+        signs: 0,
     };
     tracing::info!(term = leader.sign.term, leader = leader.sign.leader, "leads");
-    let ended = leader.serve(asked).await;
-    role.none();
-    Ok(ended?)
+    leader.serve(asked).await
 }
 
 struct Leader {
     around: Surroundings,
-    words: Words,
     /// The cluster's journal.
     records: Records,
     runs: Runs,
@@ -113,7 +113,8 @@ struct Leader {
     drivers: JoinSet<Ended>,
     /// Attempts that nobody had, by how many comparisons in a row.
     missed: BTreeMap<(RunId, TaskId, Attempt), u32>,
-    compared: u32,
+    /// Its own signs of life so far.
+    signs: u64,
 }
 
 /// Whether to go on.
@@ -124,31 +125,32 @@ enum Next {
 
 impl Leader {
     async fn serve(&mut self, mut asked: mpsc::Receiver<Ask>) -> Result<(), LeaderError> {
-        let mut beats = Box::pin(self.words.beats().await?);
-        let mut leaders = Box::pin(self.words.leaders().await?);
-        let mut wiped = self.around.queue.wiped();
+        let network = Arc::clone(&self.around.network);
+        let mut beats = network.beats().await?;
+        let mut leaders = network.leaders().await?;
+        let mut wiped = network.wiped();
         let unfinished: Vec<_> =
             self.runs.0.iter().filter(|(_, r)| r.outcome.is_none()).map(|(r, _)| r.clone()).collect();
         for run in unfinished {
             self.activate(&run, How::TakeOver).await?;
         }
         // Reports are handed out once every run has its end.
-        let queue = self.around.queue.clone();
-        let reports = async move { queue.hand_out_reports().await };
+        let mut reports = network.hand_out_reports();
         let turned = Arc::clone(&self.around.turned);
         let mut tick = tokio::time::interval(BEAT_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        tokio::pin!(reports);
         loop {
             let next = tokio::select! {
+                // What never ends and what comes at most now and then goes first; after every turn of a run comes last.
+                biased;
+                () = &mut reports => Next::GoOn,
+                _ = tick.tick() => self.tick().await?,
+                Some(sign) = leaders.next() => self.hear_leader(&sign),
                 Some(ended) = self.drivers.join_next() => self.ended(ended).await?,
+                Ok(()) = wiped.changed() => self.resend().await,
                 Some(ask) = asked.recv() => self.answer(ask).await?,
                 Some(beat) = beats.next() => self.hear(&beat).await?,
-                Some(sign) = leaders.next() => self.hear_leader(&sign),
                 () = turned.notified() => self.refresh().await?,
-                Ok(()) = wiped.changed() => self.resend().await,
-                _ = tick.tick() => self.tick().await?,
-                () = &mut reports => Next::GoOn,
             };
             if matches!(next, Next::Overtaken) {
                 tracing::warn!(term = self.sign.term, "overtaken by another coordinator; stands by");
@@ -208,7 +210,7 @@ impl Leader {
             }
         };
         tracing::info!(%run, ?outcome, "run ended");
-        let next = self.record(ClusterRecord::Ended { run, outcome, at: SystemClock.now() }).await?;
+        let next = self.record(ClusterRecord::Ended { run, outcome, at: self.around.clock.now() }).await?;
         if matches!(next, Next::Overtaken) { Ok(next) } else { self.refresh().await }
     }
 
@@ -227,7 +229,7 @@ impl Leader {
             return self.refresh().await;
         }
         let free_before = self.fleet.member(&worker).is_some_and(|m| !m.is_draining());
-        let new = self.fleet.hear(message.beat, SystemClock.now());
+        let new = self.fleet.hear(message.beat, self.time());
         let free_now = self.fleet.member(&worker).is_some_and(|m| !m.is_draining());
         if new {
             tracing::info!(%worker, "worker joined");
@@ -247,19 +249,25 @@ impl Leader {
         }
     }
 
+    /// The fleet's time: counted in this leader's own signs of life, so that neither a clock that jumps nor a pause of
+    /// this process makes a worker seem silent that nobody listened to.
+    fn time(&self) -> TimeMs {
+        TimeMs(self.signs * BEAT_EVERY.as_millis() as u64)
+    }
+
     async fn tick(&mut self) -> Result<Next, LeaderError> {
+        self.signs += 1;
         // A word that is lost is said again in half a second.
-        let _ = self.words.lead(encode_leader(&self.sign)).await;
-        if !self.words.is_connected() {
+        let _ = self.around.network.lead(encode_leader(&self.sign)).await;
+        if !self.around.network.is_connected() {
             // NATS is away: that workers are silent says nothing about them.
-            self.fleet.excuse(SystemClock.now());
+            self.fleet.excuse(self.time());
         }
-        for worker in self.fleet.lose(SystemClock.now()) {
+        for worker in self.fleet.lose(self.time()) {
             tracing::warn!(%worker, "worker lost");
             self.lost(&worker).await;
         }
-        self.compared += 1;
-        if self.compared.is_multiple_of(COMPARE_EVERY) {
+        if self.signs.is_multiple_of(COMPARE_EVERY) {
             self.compare().await;
         }
         self.refresh().await
@@ -302,7 +310,7 @@ impl Leader {
         let Some(member) = self.fleet.member(worker) else { return };
         let order =
             Order { lanes: member.lanes.clone(), drain: member.asked_to_drain, leader: self.sign.leader.clone() };
-        let _ = self.words.order(worker, encode_order(&order)).await;
+        let _ = self.around.network.order(worker, encode_order(&order)).await;
     }
 
     /// Finds attempts that nobody has: neither a worker that speaks, nor the queue.
@@ -340,10 +348,27 @@ impl Leader {
     }
 
     async fn answer(&mut self, ask: Ask) -> Result<Next, LeaderError> {
+        if let Ask::Retry(run, _) | Ask::Cancel(run, _) | Ask::IsActive(run, _) = &ask
+            && !self.runs.0.contains_key(run)
+        {
+            match self.records.follow().await {
+                Ok(new) if new.is_empty() => {}
+                // Another leads by now, and it may know the run.
+                Ok(_) => return Ok(Next::Overtaken),
+                // Without an answer, whoever asked asks again.
+                Err(error) => {
+                    tracing::warn!(%run, %error, "cannot tell whether there is such a run");
+                    return Ok(Next::GoOn);
+                }
+            }
+        }
         match ask {
             Ask::Submit(request, reply) => {
                 let (answer, next) = self.submit(request).await?;
-                let _ = reply.send(answer);
+                // What was not written was not taken: no answer, and the asker tries whoever leads now.
+                if let Next::GoOn = next {
+                    let _ = reply.send(answer);
+                }
                 return Ok(next);
             }
             Ask::Retry(run, reply) => {
@@ -405,27 +430,41 @@ impl Leader {
             return Ok((Ok(api::SubmitReply { run: run.0.clone(), resumed: true }), Next::GoOn));
         }
         let run = RunId(request.run);
-        if !is_run_id(&run) || self.runs.0.contains_key(&run) {
+        if !is_run_id(&run) {
             return Ok((Err(Refusal::RunId(run)), Next::GoOn));
         }
         if let Err(defect) = RunState::new(run.clone(), Arc::new(plan.clone())) {
             return Ok((Err(Refusal::Plan(defect.to_string())), Next::GoOn));
         }
-        let json = serde_json::to_vec_pretty(&plan).expect("a plan that was read as JSON is JSON");
-        match self.around.store.create_run_file(&run, "plan.json", json).await {
-            Ok(()) => {}
-            Err(StoreError::Conflict { .. }) => return Ok((Err(Refusal::RunId(run)), Next::GoOn)),
-            Err(error) => return Err(error.into()),
+        if let Err(refusal) = self.keep_plan(&run, &plan).await {
+            return Ok((Err(refusal), Next::GoOn));
+        }
+        if self.runs.0.contains_key(&run) {
+            return Ok((Ok(api::SubmitReply { run: run.0, resumed: true }), Next::GoOn));
         }
         let submitted = Submitted {
             pipeline: plan.pipeline,
             priority: request.priority,
             weight: request.weight.max(1),
-            at: SystemClock.now(),
+            at: self.around.clock.now(),
             outcome: None,
         };
         let next = self.submitted(&run, &submitted, How::TakeOver).await?;
         Ok((Ok(api::SubmitReply { run: run.0, resumed: false }), next))
+    }
+
+    /// Puts a new run's plan into the store. One that is there already is that of an earlier try, whose answer was lost,
+    /// or the id is taken.
+    async fn keep_plan(&self, run: &RunId, plan: &Plan) -> Result<(), Refusal> {
+        let store = &self.around.store;
+        let json = serde_json::to_vec_pretty(plan).expect("a plan that was read as JSON is JSON");
+        let put = store.create_run_file(run, "plan.json", json.clone()).await;
+        let standing = match put {
+            Ok(()) => return Ok(()),
+            Err(StoreError::Conflict { .. }) => store.run_file(run, "plan.json").await.map_err(Refusal::Store)?,
+            Err(error) => return Err(Refusal::Store(error)),
+        };
+        if standing == Some(json) { Ok(()) } else { Err(Refusal::RunId(run.clone())) }
     }
 
     async fn submitted(&mut self, run: &RunId, submitted: &Submitted, how: How) -> Result<Next, LeaderError> {
@@ -434,7 +473,7 @@ impl Leader {
             pipeline: submitted.pipeline.clone(),
             priority: submitted.priority,
             weight: submitted.weight,
-            at: SystemClock.now(),
+            at: self.around.clock.now(),
         };
         if let Next::Overtaken = self.record(record).await? {
             return Ok(Next::Overtaken);
@@ -466,7 +505,7 @@ impl Leader {
     }
 
     fn list_workers(&self) -> Vec<api::Worker> {
-        let now = SystemClock.now();
+        let now = self.time();
         let shown = self.fleet.members().map(|member| api::Worker {
             worker: member.beat.worker.0.clone(),
             host: member.beat.host.clone(),

@@ -15,19 +15,22 @@
 mod access;
 mod active;
 mod archive;
+mod candidate;
 mod leader;
 mod record;
 mod service;
 mod standby;
 
 pub use access::{Tls, Tokens, TokensError};
+pub use candidate::{Candidate, RunWatcher};
 pub use leader::LeaderError;
 pub use record::ClusterRecord;
 pub(crate) use record::active_runs;
-pub use service::LEADER_HEADER;
+pub use service::{Interface, LEADER_HEADER};
 
+use crate::SystemClock;
 use rallrec_proto::api::{archive_server::ArchiveServer, coordinator_server::CoordinatorServer};
-use rallrec_queue::nats::NatsSettings;
+use rallrec_queue::nats::{NatsCoordinator, NatsSettings};
 use rallrec_store::Store;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::{net::TcpListener, sync::watch};
@@ -108,31 +111,24 @@ impl Coordinator {
             let scheme = if settings.tls.is_some() { "https" } else { "http" };
             format!("{scheme}://{bound}")
         });
-        let role = Arc::new(service::Role::default());
+        let network = NatsCoordinator::connect(&settings.nats).await.map_err(LeaderError::from)?;
+        let archive = archive::Archive::new(store.clone(), settings.nats.clone());
+        let candidate = Candidate::new(store, Arc::new(network), Arc::new(SystemClock), settings.name, address);
         let interface = {
-            let service = service::Interface { role: Arc::clone(&role), store: store.clone() };
             let incoming = tonic::transport::server::TcpIncoming::from(listener);
             let mut stop = stop.clone();
-            let archive = archive::Archive::new(store.clone(), settings.nats.clone());
             let mut server = tonic::transport::Server::builder();
             if let Some(tls) = &settings.tls {
                 server = server.tls_config(tls.config()).map_err(ClusterError::Tls)?;
             }
             server
-                .add_service(CoordinatorServer::with_interceptor(service, settings.tokens.clone()))
+                .add_service(CoordinatorServer::with_interceptor(candidate.interface(), settings.tokens.clone()))
                 .add_service(ArchiveServer::with_interceptor(archive, settings.tokens.clone()))
                 .serve_with_incoming_shutdown(incoming, async move { drop(stop.wait_for(|stop| *stop).await) })
         };
-        let leading = async {
-            loop {
-                let term = standby::wait_for_turn(&store, &settings, &address, &role).await?;
-                leader::lead(&store, &settings, &address, term, &role).await?;
-                role.none();
-            }
-        };
         tokio::select! {
             ended = interface => Ok(ended?),
-            failed = leading => failed,
+            failed = candidate.stand() => match failed.map_err(ClusterError::from)? {},
             _ = stop.wait_for(|stop| *stop) => Ok(()),
         }
     }

@@ -7,7 +7,7 @@ use rallrec_core::{
     run::{Event, JournalRecord},
 };
 use rallrec_proto::api::{self, coordinator_server, watch_reply::What};
-use rallrec_store::{Records, Store};
+use rallrec_store::{Records, Store, StoreError};
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -53,12 +53,15 @@ pub(super) enum Refusal {
     RunId(RunId),
     #[error("there is no worker {0}; `rallrec workers` lists them")]
     NoWorker(WorkerId),
+    #[error("{0}; ask again in a few seconds")]
+    Store(StoreError),
 }
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let text = refusal.to_string();
         match refusal {
+            Refusal::Store(_) => Self::unavailable(text),
             Refusal::NoRun(_) | Refusal::NoWorker(_) => Self::not_found(text),
             Refusal::Plan(_) | Refusal::RunId(_) => Self::invalid_argument(text),
             Refusal::Active(_) | Refusal::Over(_) | Refusal::Done(_) | Refusal::Collected(_) => {
@@ -107,8 +110,8 @@ impl Role {
     }
 }
 
-/// Serves the interface.
-pub(super) struct Interface {
+/// A coordinator's answers to people. It answers for the leader while it leads, and else names it.
+pub struct Interface {
     pub(super) role: Arc<Role>,
     pub(super) store: Store,
 }

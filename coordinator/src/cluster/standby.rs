@@ -1,15 +1,12 @@
 //! Waits until nobody leads, then takes the next term.
 
 use super::{
-    ClusterSettings, LeaderError,
+    Candidate, LeaderError,
     record::{ClusterRecord, Runs},
-    service::Role,
 };
-use crate::{Clock, SystemClock};
 use futures::StreamExt;
 use rallrec_proto::decode_leader;
-use rallrec_queue::nats::Words;
-use rallrec_store::{Records, Store, StoreError};
+use rallrec_store::{Records, StoreError};
 use std::time::Duration;
 
 /// Silence of the leader after which another takes over: four of its signs of life.
@@ -26,44 +23,64 @@ pub(super) struct Term {
 }
 
 /// Returns once this coordinator leads.
-pub(super) async fn wait_for_turn(
-    store: &Store,
-    settings: &ClusterSettings,
-    address: &str,
-    role: &Role,
-) -> Result<Term, super::ClusterError> {
-    let words = Words::connect(&settings.nats).await.map_err(LeaderError::from)?;
-    let mut leaders = Box::pin(words.leaders().await.map_err(LeaderError::from)?);
+pub(super) async fn wait_for_turn(candidate: &Candidate) -> Result<Term, LeaderError> {
+    let mut leaders = candidate.network.leaders().await?;
+    let mut known = read(candidate).await?.latest;
     loop {
         match tokio::time::timeout(PATIENCE, leaders.next()).await {
             Ok(Some(heard)) => match decode_leader(&heard) {
-                Ok(leader) => role.follow(leader.address),
+                Ok(leader) => {
+                    known = known.max(Some(leader.term));
+                    candidate.role.follow(leader.address);
+                }
                 Err(error) => tracing::warn!(%error, "a leader's sign of life cannot be read"),
             },
-            // Without NATS nobody can lead, and silence says nothing.
-            _ if !words.is_connected() => tokio::time::sleep(PATIENCE / 4).await,
+            // Without the network nobody can lead, and silence says nothing.
+            _ if !candidate.network.is_connected() => tokio::time::sleep(PATIENCE / 4).await,
             _ => {
-                if let Some(term) = take(store, settings, address).await.map_err(LeaderError::from)? {
-                    return Ok(term);
+                let journal = read(candidate).await?;
+                // Somebody was faster, and has not been heard yet.
+                let newer = journal.latest.filter(|latest| known.is_none_or(|known| known < *latest));
+                match newer {
+                    Some(_) => known = newer,
+                    None => {
+                        if let Some(term) = take(candidate, journal).await? {
+                            return Ok(term);
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// Writes the next record. `None`: somebody else was faster.
-async fn take(store: &Store, settings: &ClusterSettings, address: &str) -> Result<Option<Term>, StoreError> {
-    let mut records = Records::of_cluster(store.clone(), settings.name.clone());
-    let mut runs = Runs::default();
-    for record in records.replay().await? {
+/// The cluster's journal, read to its end.
+struct Journal {
+    records: Records,
+    runs: Runs,
+    /// Number of the latest term.
+    latest: Option<u64>,
+}
+
+async fn read(candidate: &Candidate) -> Result<Journal, StoreError> {
+    let mut records = Records::of_cluster(candidate.store.clone(), candidate.name.clone());
+    let (mut runs, mut latest) = (Runs::default(), None);
+    for (number, record) in (0..).zip(records.replay().await?) {
         match serde_json::from_slice(&record) {
+            Ok(ClusterRecord::Term { .. }) => latest = Some(number),
             Ok(record) => runs.add(&record),
             Err(error) => tracing::error!(%error, "a record of the cluster's journal cannot be read; passed over"),
         }
     }
+    Ok(Journal { records, runs, latest })
+}
+
+/// Writes the next record. `None`: somebody else was faster.
+async fn take(candidate: &Candidate, journal: Journal) -> Result<Option<Term>, StoreError> {
+    let Journal { mut records, runs, .. } = journal;
     let number = records.position();
-    let term =
-        ClusterRecord::Term { leader: settings.name.clone(), address: address.to_owned(), at: SystemClock.now() };
+    let (leader, address, at) = (candidate.name.clone(), candidate.address.clone(), candidate.clock.now());
+    let term = ClusterRecord::Term { leader, address, at };
     let bytes = serde_json::to_vec(&term).expect("a record of names and numbers is JSON");
     match records.append(&bytes).await {
         Ok(()) => Ok(Some(Term { number, records, runs })),

@@ -39,9 +39,10 @@ pub(crate) struct SimStore {
 }
 
 impl Artifacts for SimStore {
-    async fn probe(&self, key: &Key) -> Result<Option<ArtifactSummary>, StoreError> {
+    async fn probe(&self, keys: Vec<Key>) -> Result<Vec<Option<ArtifactSummary>>, StoreError> {
         tokio::task::yield_now().await;
-        Ok(self.artifacts.lock().unwrap().get(key).cloned())
+        let there = self.artifacts.lock().unwrap();
+        Ok(keys.iter().map(|key| there.get(key).cloned()).collect())
     }
 }
 
@@ -98,10 +99,11 @@ impl Clock for JumpingClock {
         TimeMs(self.0.load(Ordering::Relaxed))
     }
 
-    fn wait_until(&self, at: TimeMs) -> BoxFuture<'static, ()> {
+    fn wait(&self, ms: u64) -> BoxFuture<'static, ()> {
         let now = Arc::clone(&self.0);
+        let at = self.now().0 + ms;
         async move {
-            now.fetch_max(at.0, Ordering::Relaxed);
+            now.fetch_max(at, Ordering::Relaxed);
         }
         .boxed()
     }
@@ -275,7 +277,7 @@ async fn worker(
 
 fn compute(store: &SimStore, offer: &TaskOffer) -> (ArtifactSummary, bool) {
     let mut artifacts = store.artifacts.lock().unwrap();
-    for shard in offer.inputs.iter().flat_map(|input| &input.shards) {
+    for shard in offer.inputs.iter().flat_map(|input| input.shards.iter()) {
         assert!(artifacts.contains_key(&shard.key), "{} began before its inputs were there", offer.task);
     }
     let rows = match offer.rows {

@@ -66,6 +66,7 @@ impl Session {
             queue: Arc::clone(&queue) as _,
             device,
             models: Arc::new(ModelCache::default()),
+            tables: Arc::default(),
             sources: Arc::new(places.into_iter().collect::<SourcePaths>()),
             cancel: Cancel::default(),
             board: Board::default(),

@@ -5,9 +5,11 @@
 //! costs time but never results, because what is owed is worked out from the journal. So it deliberately knows nothing of
 //! what it carries but an offer's name, decides nothing, and promises no order between lanes.
 
+mod leader;
 mod memory;
 pub mod nats;
 
+pub use leader::{LeaderEnd, LeaderWords};
 pub use memory::MemoryQueue;
 
 use async_trait::async_trait;

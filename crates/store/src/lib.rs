@@ -26,11 +26,15 @@ pub use manifest::{BadRow, Manifest, Part, TableManifest};
 pub use raw::{Listed, Opened};
 pub use table::parquet_batches;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::{
     ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, local::LocalFileSystem, memory::InMemory, path::Path,
 };
-use rallrec_core::{ids::RunId, key::Key};
+use rallrec_core::{ids::RunId, key::Key, task::ArtifactSummary};
 use std::sync::Arc;
+
+/// Objects read at once for one caller: enough to hide an object store's latency.
+pub(crate) const READS_AT_ONCE: usize = 16;
 
 /// A store of artifacts and runs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -91,6 +95,15 @@ impl Store {
             return Err(StoreError::corrupt(path.as_ref(), format!("it is the manifest of {}", manifest.key)));
         }
         Ok(Some(manifest))
+    }
+
+    /// What artifacts hold, in the order of their keys; `None` for one that was not committed.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    pub async fn summaries(&self, keys: Vec<Key>) -> Result<Vec<Option<ArtifactSummary>>, StoreError> {
+        let one = |key: Key| async move { Ok(self.manifest(&key).await?.map(|manifest| manifest.summary())) };
+        stream::iter(keys).map(one).buffered(READS_AT_ONCE).try_collect().await
     }
 
     /// Every run in the store, oldest first.

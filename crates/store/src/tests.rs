@@ -141,6 +141,25 @@ async fn a_second_writer_fences_off_the_first() {
 }
 
 #[tokio::test]
+async fn nobody_continues_what_a_later_term_has_written() {
+    let (_folder, stores) = stores().await;
+    for store in stores {
+        let run = RunId("r".into());
+        let records = |writer: &str| Records::of_run(store.clone(), &run, writer);
+        records("a").in_term(3).append(b"one").await.unwrap();
+        let mut second = records("b").in_term(12);
+        assert_eq!(second.replay().await.unwrap(), [b"one".to_vec()]);
+        second.append(b"two").await.unwrap();
+        // Slow to take the run over, it reads what is there only now.
+        assert!(matches!(records("a").in_term(3).replay().await, Err(StoreError::Conflict { .. })));
+        for mut reader in [records("b").in_term(12), records("c").in_term(13), records("reader")] {
+            assert_eq!(reader.replay().await.unwrap(), [b"one".to_vec(), b"two".to_vec()]);
+        }
+        assert_eq!(records("watcher").follow().await.unwrap().len(), 2);
+    }
+}
+
+#[tokio::test]
 async fn stores_that_overwrite_are_refused_and_the_others_left_clean() {
     let store = Store::checked(Arc::new(InMemory::new()), "p1").await.unwrap();
     assert!(store.get(&Path::from("probe/p1")).await.unwrap().is_none());

@@ -259,7 +259,7 @@ fn dispatch(state: &RunState, slots: &Slots, free: u32, now: TimeMs) -> Vec<Even
     let free = free as usize;
     let (mut due, mut ready): (Vec<&(TimeMs, TaskId)>, Vec<&Rank>) = (Vec::new(), Vec::new());
     for lane in state.lanes_of(slots) {
-        due.extend(state.index.delayed[lane].iter().take_while(|(at, _)| *at <= now).take(free));
+        due.extend(retry::due(&state.index.delayed[lane], now).take(free));
         ready.extend(state.index.ready[lane].iter().take(free));
     }
     due.sort_unstable();

@@ -1,8 +1,15 @@
 //! What follows a failed attempt.
 
 use super::{Next, state::History};
-use crate::{ids::TimeMs, key::Key, plan::Retry, rng::row_rng, task::FailureClass};
+use crate::{
+    ids::{TaskId, TimeMs},
+    key::Key,
+    plan::Retry,
+    rng::row_rng,
+    task::FailureClass,
+};
 use rand_chacha::rand_core::Rng;
+use std::collections::BTreeSet;
 
 /// Longest wait between two attempts: 5 minutes.
 pub const MAX_BACKOFF_MS: u64 = 300_000;
@@ -35,6 +42,14 @@ pub(super) fn next(
     }
 }
 
+/// Those whose wait is over: the time has come, or it is further away than any wait is long, because a clock told it that
+/// was ahead of this one, or this one was put back.
+pub(super) fn due(waiting: &BTreeSet<(TimeMs, TaskId)>, now: TimeMs) -> impl Iterator<Item = &(TimeMs, TaskId)> {
+    let after = |at: u64| (TimeMs(at), TaskId { stage: 0, shard: 0 });
+    let come = waiting.range(..after(now.0.saturating_add(1)));
+    come.chain(waiting.range(after(now.0.saturating_add(MAX_BACKOFF_MS + 1))..))
+}
+
 /// Capped exponential wait with jitter: between half of the nominal wait and all of it, drawn from (key, attempt) so
 /// that tasks that failed together do not come back together.
 fn backoff_ms(retry: &Retry, key: &Key, attempt: u32, failures: u32) -> u64 {
@@ -60,6 +75,15 @@ mod tests {
         assert_eq!(wait("a", 3), wait("a", 3));
         assert_ne!(wait("a", 9), wait("b", 9));
         assert_eq!(backoff_ms(&Retry { max_attempts: 1, backoff_ms: 0 }, &Key("a".into()), 1, 1), 0);
+    }
+
+    #[test]
+    fn a_wait_is_never_longer_than_the_longest() {
+        let longest = 1000 + MAX_BACKOFF_MS;
+        let waiting = [0, 1000, 1001, longest, longest + 1, u64::MAX];
+        let waiting = waiting.map(|at| (TimeMs(at), TaskId { stage: 1, shard: 2 })).into();
+        let due: Vec<u64> = due(&waiting, TimeMs(1000)).map(|(at, _)| at.0).collect();
+        assert_eq!(due, [0, 1000, longest + 1, u64::MAX]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use super::{
     Event, IllegalTransition, PlanDefect, RunOutcome, apply,
     graph::{Graph, reads_whole},
+    retry,
     shards::{Shards, narrow},
 };
 use crate::{
@@ -297,9 +298,14 @@ impl RunState {
         self.lanes_of(slots).map(|lane| (self.index.ready[lane].len() + self.index.delayed[lane].len()) as u64).sum()
     }
 
-    /// Earliest time at which a task that waits for its next attempt becomes ready.
-    pub fn next_retry(&self) -> Option<TimeMs> {
-        self.index.delayed.iter().filter_map(|d| d.first()).map(|(at, _)| *at).min()
+    /// Milliseconds until the first task that waits for its next attempt becomes ready; `None` when none waits, or one is
+    /// ready already.
+    pub fn next_retry_ms(&self, now: TimeMs) -> Option<u64> {
+        if self.index.delayed.iter().any(|waiting| retry::due(waiting, now).next().is_some()) {
+            return None;
+        }
+        let first = self.index.delayed.iter().filter_map(|waiting| waiting.first()).map(|(at, _)| *at).min()?;
+        Some(first.0 - now.0)
     }
 
     /// A running task's attempt.

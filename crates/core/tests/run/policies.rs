@@ -116,7 +116,7 @@ fn transient_failures_wait_and_then_use_up_the_attempts() {
         attempt(&mut state, now);
         tell(&mut state, now, report(SOURCE, n, failed(FailureClass::Transient))).unwrap();
         probe(&mut state, SOURCE, None);
-        let due = state.next_retry().unwrap().0;
+        let due = now + state.next_retry_ms(TimeMs(now)).unwrap();
         let nominal = 1000 << (n - 1);
         assert!((now + nominal / 2..=now + nominal).contains(&due), "{due}");
         assert!(tell(&mut state, due - 1, Input::Capacity { slots: "cpu".into(), free: 1 }).unwrap().is_empty());

@@ -1,12 +1,15 @@
 //! The coordinator's end: keeps the streams there, sends offers, hands reports to the runs that they are about.
 
 use super::{ACK_WAIT, Connection, NatsSettings, Words, jittered, names::Names};
-use crate::{CoordinatorEnd, OfferName, QueueError};
+use crate::{CoordinatorEnd, LeaderEnd, LeaderWords, OfferName, QueueError};
 use async_nats::StatusCode;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
-use rallrec_core::{ids::RunId, lane::Lane};
+use futures::{StreamExt, stream::BoxStream};
+use rallrec_core::{
+    ids::{RunId, WorkerId},
+    lane::Lane,
+};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -109,6 +112,44 @@ impl NatsCoordinator {
     /// Counts the times that the stream was found gone or made anew: what was on it must be sent again.
     pub fn wiped(&self) -> watch::Receiver<u64> {
         self.shared.wiped.subscribe()
+    }
+}
+
+#[async_trait]
+impl LeaderWords for NatsCoordinator {
+    fn is_connected(&self) -> bool {
+        self.words().is_connected()
+    }
+
+    async fn beats(&self) -> Result<BoxStream<'static, Bytes>, QueueError> {
+        Ok(self.words().beats().await?.boxed())
+    }
+
+    async fn leaders(&self) -> Result<BoxStream<'static, Bytes>, QueueError> {
+        Ok(self.words().leaders().await?.boxed())
+    }
+
+    async fn lead(&self, payload: Bytes) -> Result<(), QueueError> {
+        self.words().lead(payload).await
+    }
+
+    async fn order(&self, worker: &WorkerId, payload: Bytes) -> Result<(), QueueError> {
+        self.words().order(worker, payload).await
+    }
+}
+
+#[async_trait]
+impl LeaderEnd for NatsCoordinator {
+    fn run(&self, run: RunId) -> Arc<dyn CoordinatorEnd> {
+        Arc::new(Self::run(self, run))
+    }
+
+    async fn hand_out_reports(&self) {
+        Self::hand_out_reports(self).await;
+    }
+
+    fn wiped(&self) -> watch::Receiver<u64> {
+        Self::wiped(self)
     }
 }
 
