@@ -1,8 +1,9 @@
 //! The archive: what the store holds, for people who cannot reach it. Any coordinator answers.
 //!
-//! It reads runs and artifacts, and nothing else of the store; it writes nothing, decides nothing, and asks no leader.
+//! It reads runs and artifacts, and nothing else of the store, and removes what `gc` says that nobody needs. It decides
+//! nothing, and asks no leader.
 
-use crate::{LogError, LogReader};
+use crate::{Clock, LogError, LogReader, SystemClock, gc};
 use futures::{Stream, StreamExt, TryStreamExt};
 use rallrec_core::ids::{RunId, StageName};
 use rallrec_proto::api::{self, archive_server};
@@ -34,6 +35,8 @@ const TOLD: [&str; 2] = ["runs", "artifacts"];
 #[derive(Clone)]
 pub(super) struct Archive {
     store: Store,
+    /// Name of this coordinator.
+    name: String,
     nats: NatsSettings,
     /// For live lines; made when somebody first wants some.
     words: Arc<OnceCell<Words>>,
@@ -42,8 +45,8 @@ pub(super) struct Archive {
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Archive {
-    pub(super) fn new(store: Store, nats: NatsSettings) -> Self {
-        Self { store, nats, words: Arc::default() }
+    pub(super) fn new(store: Store, name: String, nats: NatsSettings) -> Self {
+        Self { store, name, nats, words: Arc::default() }
     }
 
     async fn words(&self) -> Result<&Words, Status> {
@@ -109,6 +112,35 @@ impl archive_server::Archive for Archive {
         });
         let rest = rest.map_err(store_status).try_flatten();
         Ok(Response::new(futures::stream::iter([Ok(first)]).chain(rest).boxed()))
+    }
+
+    async fn collect(&self, request: Request<api::CollectRequest>) -> Result<Response<api::CollectReply>, Status> {
+        let collecting = tokio::spawn(collect(self.store.clone(), self.name.clone(), request.into_inner()));
+        let collected = collecting.await.map_err(|error| Status::internal(error.to_string()))?.map_err(gc_status)?;
+        let collected_json = serde_json::to_vec(&collected).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(api::CollectReply { collected_json }))
+    }
+}
+
+/// Spawned, so that it comes to its end although nobody waits for it any more.
+async fn collect(store: Store, id: String, request: api::CollectRequest) -> Result<gc::Collected, gc::GcError> {
+    let forget = request.forget.into_iter().map(RunId).collect();
+    let keep = gc::Keep { last: request.keep_last, days: request.keep_days, forget };
+    let (ages, now) = (gc::Ages::default(), SystemClock.now());
+    if request.delete {
+        gc::collect(&store, &keep, ages, &|_| false, now, &id).await
+    } else {
+        gc::dry_run(&store, &keep, ages, &|_| false, now).await
+    }
+}
+
+fn gc_status(error: gc::GcError) -> Status {
+    use gc::GcError::{Active, Busy, NoRun, Stalled, Store, Unreadable};
+    match error {
+        Busy { .. } | Unreadable { .. } | Active { .. } => Status::failed_precondition(error.to_string()),
+        NoRun { .. } => Status::not_found(error.to_string()),
+        Stalled => Status::internal(error.to_string()),
+        Store(error) => store_status(error),
     }
 }
 

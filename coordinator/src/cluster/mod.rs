@@ -112,7 +112,7 @@ impl Coordinator {
             format!("{scheme}://{bound}")
         });
         let network = NatsCoordinator::connect(&settings.nats).await.map_err(LeaderError::from)?;
-        let archive = archive::Archive::new(store.clone(), settings.nats.clone());
+        let archive = archive::Archive::new(store.clone(), settings.name.clone(), settings.nats.clone());
         let candidate = Candidate::new(store, Arc::new(network), Arc::new(SystemClock), settings.name, address);
         let interface = {
             let incoming = tonic::transport::server::TcpIncoming::from(listener);

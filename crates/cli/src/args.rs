@@ -186,6 +186,8 @@ pub enum Command {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
+    /// Remove what no kept run can reach; says what that is, and removes it with --delete
+    Gc(GcArgs),
     /// Clusters by name: list them, or choose the one that commands mean
     Context {
         /// What to do with them
@@ -261,6 +263,29 @@ pub struct LogsArgs {
     #[arg(short, long)]
     pub follow: bool,
     /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// The cluster, if not this machine's store is meant
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Arguments of `gc`.
+#[derive(Clone, Debug, Args)]
+pub struct GcArgs {
+    /// Keep the latest N done runs of each pipeline, and what came after them
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<u32>,
+    /// Keep runs that ended within so many days
+    #[arg(long, value_name = "DAYS")]
+    pub keep_days: Option<u32>,
+    /// Remove this run in any case; an id, unless it is active
+    #[arg(long, value_name = "RUN")]
+    pub forget: Vec<String>,
+    /// Remove it
+    #[arg(long)]
+    pub delete: bool,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
     /// The cluster, if not this machine's store is meant

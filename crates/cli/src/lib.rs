@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod embedded;
 pub mod explain;
 pub mod failure;
+pub mod gc;
 pub mod history;
 pub mod home;
 pub mod load;

@@ -88,10 +88,13 @@ impl Store {
     /// # Errors
     /// When the store cannot be reached; some may be removed then.
     pub async fn remove_objects(&self, paths: &[String]) -> Result<(), StoreError> {
-        let removed = futures::stream::iter(paths).map(async |path| {
-            match self.objects.delete(&Path::from(path.as_str())).await {
-                Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-                Err(error) => Err(StoreError::object("remove", path, error)),
+        let removed = futures::stream::iter(paths.to_vec()).map(|path| {
+            let objects = Arc::clone(&self.objects);
+            async move {
+                match objects.delete(&Path::from(path.as_str())).await {
+                    Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+                    Err(error) => Err(StoreError::object("remove", &path, error)),
+                }
             }
         });
         removed.buffer_unordered(REMOVED_AT_ONCE).try_collect::<()>().await

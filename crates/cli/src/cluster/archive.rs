@@ -41,12 +41,14 @@ impl fmt::Display for Remote {
 impl Remote {
     async fn opened(&self, request: api::ReadRequest) -> Result<(api::Object, Streaming<api::ReadReply>)> {
         let path = request.path.clone();
-        let opened = self.cluster.read(async |mut archive| {
-            let opened = archive.read(request.clone()).await;
-            // Not there is an answer, for whoever asks for it.
-            match opened {
-                Err(status) if status.code() == Code::NotFound => Ok(None),
-                opened => Ok(Some(opened?.into_inner())),
+        let opened = self.cluster.read(|mut archive| {
+            let request = request.clone();
+            async move {
+                // Not there is an answer, for whoever asks for it.
+                match archive.read(request).await {
+                    Err(status) if status.code() == Code::NotFound => Ok(None),
+                    opened => Ok(Some(opened?.into_inner())),
+                }
             }
         });
         let missing = || Error::NotFound { path: path.clone(), source: "there is no such object".into() };
@@ -57,7 +59,10 @@ impl Remote {
 
     async fn listed(&self, prefix: Option<&Path>, shallow: bool) -> Result<Streaming<api::ListReply>> {
         let request = api::ListRequest { prefix: prefix.map(ToString::to_string).unwrap_or_default(), shallow };
-        let listed = self.cluster.read(async |mut archive| Ok(archive.list(request.clone()).await?.into_inner()));
+        let listed = self.cluster.read(|mut archive| {
+            let request = request.clone();
+            async move { Ok(archive.list(request).await?.into_inner()) }
+        });
         listed.await.map_err(failed)
     }
 }

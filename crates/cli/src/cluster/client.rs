@@ -11,6 +11,7 @@ use crate::{
     run::{Place, failed_tasks},
     run_view::RunView,
 };
+use rallrec_coordinator::gc::Collected;
 use rallrec_core::{
     ids::{RunId, TimeMs},
     models::PinnedModel,
@@ -205,6 +206,18 @@ async fn resolve(cluster: &Cluster, word: &str) -> Result<RunId, Failure> {
         cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
     let ids: Vec<RunId> = runs.runs.into_iter().map(|run| RunId(run.run)).collect();
     crate::run_names::resolve(&ids, word)
+}
+
+/// Removes what no kept run can reach from the cluster's store, or says what that is.
+///
+/// # Errors
+/// When a coordinator refuses, or none answers.
+pub async fn collect(cluster: &Cluster, request: api::CollectRequest) -> Result<Collected, Failure> {
+    let asked = cluster.read(|mut archive| {
+        let request = request.clone();
+        async move { Ok(archive.collect(request).await?.into_inner()) }
+    });
+    Ok(serde_json::from_slice(&asked.await?.collected_json).map_err(anyhow::Error::from)?)
 }
 
 /// The runs that the cluster drives now.

@@ -123,15 +123,19 @@ impl Cluster {
 
     /// Asks whoever leads, as long as it takes one to.
     pub(super) async fn ask<T>(&self, ask: impl AsyncFn(Client) -> Result<T, Status>) -> Result<T, Failure> {
-        self.find(async |link| ask(Client::new(link)).await).await
+        let ask = &ask;
+        self.find(move |link| ask(Client::new(link))).await
     }
 
     /// Asks any coordinator what the store holds.
-    pub(super) async fn read<T>(&self, ask: impl AsyncFn(Archive) -> Result<T, Status>) -> Result<T, Failure> {
-        self.find(async |link| ask(Archive::new(link)).await).await
+    pub(super) async fn read<T, F: Future<Output = Result<T, Status>>>(
+        &self,
+        ask: impl Fn(Archive) -> F,
+    ) -> Result<T, Failure> {
+        self.find(|link| ask(Archive::new(link))).await
     }
 
-    async fn find<T>(&self, ask: impl AsyncFn(Link) -> Result<T, Status>) -> Result<T, Failure> {
+    async fn find<T, F: Future<Output = Result<T, Status>>>(&self, ask: impl Fn(Link) -> F) -> Result<T, Failure> {
         let until = Instant::now() + PATIENCE;
         let mut next = self.addresses.clone();
         loop {

@@ -8,7 +8,7 @@ mod contexts;
 mod logs;
 mod services;
 
-pub use client::{active_runs, cancel, drain, retry, status, submit, watch, workers};
+pub use client::{active_runs, cancel, collect, drain, retry, status, submit, watch, workers};
 pub use connect::Cluster;
 pub use contexts::{choose_context, list as list_contexts};
 pub use logs::logs;
