@@ -9,13 +9,13 @@ use std::{
     process::{Child, Stdio},
 };
 
-const TINY: &str = "tests/pipelines/tiny.yaml";
+pub(crate) const TINY: &str = "tests/pipelines/tiny.yaml";
 
 /// A process that is killed when the test ends.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
@@ -29,25 +29,36 @@ impl Drop for Process {
 }
 
 /// Everything of a cluster that is not a service of ours.
-struct Cluster {
-    home: Home,
-    nats: NatsServer,
-    addresses: Vec<String>,
+pub(crate) struct Cluster {
+    pub(crate) home: Home,
+    pub(crate) nats: NatsServer,
+    pub(crate) addresses: Vec<String>,
+    /// Where the store is, and the table that says how it is reached.
+    store: String,
+    s3: String,
 }
 
 impl Cluster {
     fn new() -> Self {
-        Self { home: Home::new(), nats: NatsServer::start(), addresses: Vec::new() }
+        let home = Home::new();
+        let store = home.path().join("store").display().to_string();
+        Self { home, nats: NatsServer::start(), addresses: Vec::new(), store, s3: String::new() }
     }
 
-    fn store(&self) -> PathBuf {
-        self.home.path().join("store")
+    /// With a store in S3.
+    pub(crate) fn in_s3(store: &str, s3: &str) -> Self {
+        Self { store: store.to_owned(), s3: s3.to_owned(), ..Self::new() }
     }
 
-    fn config(&self, name: &str, more: &str) -> String {
+    pub(crate) fn store(&self) -> PathBuf {
+        PathBuf::from(&self.store)
+    }
+
+    pub(crate) fn config(&self, name: &str, more: &str) -> String {
         let path = self.home.path().join(name);
-        let (store, nats) = (self.store().display().to_string(), self.nats.url());
-        std::fs::write(&path, format!("store = \"{store}\"\n{more}\n[nats]\nservers = [\"{nats}\"]\n")).unwrap();
+        let Self { store, s3, .. } = self;
+        let text = format!("store = \"{store}\"\n{more}\n[nats]\nservers = [\"{}\"]\n{s3}", self.nats.url());
+        std::fs::write(&path, text).unwrap();
         path.display().to_string()
     }
 
@@ -63,20 +74,25 @@ impl Cluster {
         (Process(child), first)
     }
 
-    fn coordinator(&mut self) -> Process {
-        let config = self.config("coordinator.toml", "listen = \"127.0.0.1:0\"");
+    pub(crate) fn coordinator(&mut self) -> Process {
+        self.coordinator_with("listen = \"127.0.0.1:0\"")
+    }
+
+    /// With these lines in its file.
+    pub(crate) fn coordinator_with(&mut self, lines: &str) -> Process {
+        let config = self.config("coordinator.toml", lines);
         let (process, first) = self.service(&["coordinator", "--config", &config]);
         let (_, address) = first.rsplit_once(' ').expect("an address");
         self.addresses.push(address.to_owned());
         process
     }
 
-    fn worker(&self, name: &str) -> Process {
+    pub(crate) fn worker(&self, name: &str) -> Process {
         let config = self.config(&format!("worker-{name}.toml"), "device = \"cpu\"\ngrace_seconds = 5");
         self.service(&["worker", "--config", &config]).0
     }
 
-    fn ask(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ask(&self, arguments: &[&str]) -> String {
         self.home.ok(&[arguments, &["--coordinator", &self.addresses.join(",")]].concat())
     }
 
@@ -91,7 +107,7 @@ impl Cluster {
 }
 
 /// What one process makes of the pipeline.
-fn expected() -> (String, Vec<Vec<u8>>) {
+pub(crate) fn expected() -> (String, Vec<Vec<u8>>) {
     let quiet = Home::new();
     quiet.run(&[TINY]);
     (quiet.ok(&["report", "last", "--format", "json"]), adapters(&quiet.path().join("store")))
@@ -104,7 +120,7 @@ fn adapters(store: &Path) -> Vec<Vec<u8>> {
 }
 
 /// Every task is completed exactly once, and nothing is handed out after that.
-fn check(events: &[Value]) {
+pub(crate) fn check(events: &[Value]) {
     let mut completed = std::collections::BTreeSet::new();
     for event in events {
         let task = (event["stage"].to_string(), event["shard"].to_string());

@@ -4,8 +4,10 @@
 
 mod architecture;
 mod cluster;
+mod cluster_s3;
 mod golden;
 mod kill;
+mod operations;
 mod pipeline;
 mod provider;
 mod s3;

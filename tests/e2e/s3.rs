@@ -3,9 +3,10 @@
 //! `tests/run` installs the server into `target/moto` (`RALLREC_MOTO_PYTHON` names another Python that has it).
 
 use crate::{
-    servers::{Server, free_port, python},
+    servers::free_port,
     support::{Home, events, families, files, smollm2, stages_of},
 };
+use rallrec_test_servers::Moto;
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
@@ -21,46 +22,20 @@ const PIPELINE: &str = "tests/pipelines/embed.yaml";
 const BUCKET: &str = "models";
 const SECRET: &str = "wJalr-e2e-6d0b41";
 
-/// A server with an empty bucket.
-struct Moto {
-    _server: Server,
-    port: u16,
+/// A server with an empty bucket, where it is installed.
+fn start() -> Option<Moto> {
+    Moto::start(BUCKET)
 }
 
-impl Moto {
-    /// `None` where it is not installed.
-    fn start() -> Option<Self> {
-        let python = python("RALLREC_MOTO_PYTHON", "target/moto", "moto[server]==5.2.5")?;
-        let port = free_port();
-        let mut command = Command::new(python);
-        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
-        let moto = Self { _server: Server::start(&mut command, "Running on"), port };
-        ureq::put(format!("{}/{BUCKET}", moto.url())).send_empty().unwrap();
-        Some(moto)
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    /// Puts a file into the bucket.
-    fn put(&self, key: &str, file: &Path) {
-        let request = ureq::put(format!("{}/{BUCKET}/{key}", self.url())).content_type("application/octet-stream");
-        request.send(&std::fs::read(file).unwrap()[..]).unwrap();
-    }
+/// Puts a file into the bucket.
+fn put(moto: &Moto, key: &str, file: &Path) {
+    moto.put(key, &std::fs::read(file).unwrap());
 }
 
 /// A command that asks a server at this address for its buckets.
 fn asking(home: &Home, url: &str, arguments: &[&str]) -> Command {
     let mut command = home.command(arguments);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
-        command.env_remove(name);
-    }
-    command
-        .env("NO_PROXY", "127.0.0.1")
-        .env("AWS_ENDPOINT_URL", url)
-        .env("AWS_ACCESS_KEY_ID", "AKIA1")
-        .env("AWS_SECRET_ACCESS_KEY", SECRET);
+    command.env("AWS_ENDPOINT_URL", url).env("AWS_ACCESS_KEY_ID", "AKIA1").env("AWS_SECRET_ACCESS_KEY", SECRET);
     command
 }
 
@@ -77,16 +52,16 @@ fn computed(command: &mut Command) -> Vec<String> {
 
 #[test]
 fn models_in_a_bucket_are_pulled_pinned_and_computed_with() {
-    let Some(moto) = Moto::start() else { return };
+    let Some(moto) = start() else { return };
     let home = Home::apart();
     let (folder, gguf) = (families().join("llama2"), smollm2());
     for file in files(&folder) {
         let name = file.file_name().unwrap().to_str().unwrap();
-        moto.put(&format!("tiny/llama2/{name}"), &file);
+        put(&moto, &format!("tiny/llama2/{name}"), &file);
     }
-    moto.put("tiny/llama2/old/model.safetensors", &folder.join("config.json"));
-    moto.put("tiny/llama2/README.md", &folder.join("config.json"));
-    moto.put("smollm2/Q4_1.gguf", &gguf);
+    put(&moto, "tiny/llama2/old/model.safetensors", &folder.join("config.json"));
+    put(&moto, "tiny/llama2/README.md", &folder.join("config.json"));
+    put(&moto, "smollm2/Q4_1.gguf", &gguf);
     let sources = ["--set", "model=s3://models/tiny/llama2/", "--set", "wide=s3://models/smollm2/Q4_1.gguf"];
     let run = [&["run", "--json", PIPELINE][..], &sources].concat();
 
@@ -122,12 +97,12 @@ fn models_in_a_bucket_are_pulled_pinned_and_computed_with() {
 
 #[test]
 fn what_a_bucket_does_not_give_is_told() {
-    let Some(moto) = Moto::start() else { return };
+    let Some(moto) = start() else { return };
     let home = Home::apart();
     let config = families().join("llama2/config.json");
-    moto.put("tiny/config.json", &config);
-    moto.put("many/a-Q4.gguf", &config);
-    moto.put("many/a-Q8.gguf", &config);
+    put(&moto, "tiny/config.json", &config);
+    put(&moto, "many/a-Q4.gguf", &config);
+    put(&moto, "many/a-Q8.gguf", &config);
     let pull = |url: &str, name: &str, change: &dyn Fn(&mut Command)| {
         let mut command = asking(&home, url, &["models", "pull", name]);
         change(&mut command);
@@ -165,15 +140,15 @@ fn what_a_bucket_does_not_give_is_told() {
 
 #[test]
 fn a_pull_that_was_cut_off_goes_on_where_it_was() {
-    let Some(moto) = Moto::start() else { return };
+    let Some(moto) = start() else { return };
     let home = Home::apart();
     let gguf = smollm2();
-    moto.put("smollm2/Q4_1.gguf", &gguf);
+    put(&moto, "smollm2/Q4_1.gguf", &gguf);
     let size = std::fs::metadata(&gguf).unwrap().len();
     let pull =
         |line: &Line| asking(&home, &line.url, &["models", "pull", "s3://models/smollm2/Q4_1.gguf"]).output().unwrap();
 
-    let line = Line::to(moto.port, 40 << 20);
+    let line = Line::to(moto.port(), 40 << 20);
     let cut = pull(&line);
     assert_eq!(cut.status.code(), Some(3), "{}", told(&cut));
     assert!(told(&cut).contains("smollm2/Q4_1.gguf: "), "{}", told(&cut));
@@ -182,7 +157,7 @@ fn a_pull_that_was_cut_off_goes_on_where_it_was() {
     assert!(parts.len() == 1 && (8 << 20..=40 << 20).contains(&kept), "{kept} in {parts:?}");
 
     // A line that is cut only now and then does not stop it.
-    let line = Line::to(moto.port, u64::MAX).cut_every(20 << 20);
+    let line = Line::to(moto.port(), u64::MAX).cut_every(20 << 20);
     let done = pull(&line);
     assert!(done.status.success(), "{}", told(&done));
     let passed = line.passed.load(Ordering::Relaxed);

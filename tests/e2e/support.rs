@@ -109,6 +109,10 @@ pub(crate) fn families() -> &'static Path {
 fn rallrec() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rallrec"));
     command.current_dir(root()).env_remove("RALLREC_HOME").env_remove("RALLREC_STORE");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+        command.env_remove(name);
+    }
+    command.env("NO_PROXY", "127.0.0.1");
     command
 }
 

@@ -55,7 +55,7 @@ impl TaskOutput {
         }
     }
 
-    pub(crate) fn discard(self) {
+    pub(crate) fn discard(mut self) {
         self.handle.block_on(self.writer.discard());
     }
 }

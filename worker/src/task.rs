@@ -146,7 +146,7 @@ fn panic_message(payload: Box<dyn Any + Send>) -> String {
 /// What a stage should make of a store's failure.
 pub(crate) fn from_store(error: StoreError) -> StageError {
     if error.is_full() {
-        return StageError::Resource(format!("{error}; free space there, or name another store with --store"));
+        return StageError::Resource(format!("{error}; free space there, or name another store"));
     }
     match error {
         StoreError::Object { .. } | StoreError::Folder { .. } | StoreError::Conflict { .. } => {
@@ -155,6 +155,6 @@ pub(crate) fn from_store(error: StoreError) -> StageError {
         StoreError::Corrupt { .. }
         | StoreError::Journal { .. }
         | StoreError::Encode { .. }
-        | StoreError::Overwrites => StageError::Invalid(error.to_string()),
+        | StoreError::Unfit { .. } => StageError::Invalid(error.to_string()),
     }
 }

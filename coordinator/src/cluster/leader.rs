@@ -5,7 +5,7 @@ use super::{
     active::{Active, Ended, How, Surroundings},
     record::{ClusterRecord, Runs, Submitted},
     service::{Ask, Refusal},
-    standby::Term,
+    standby::{Term, later_term},
 };
 use crate::{Control, DriverError, RunEnd};
 use futures::StreamExt;
@@ -136,6 +136,7 @@ impl Leader {
         }
         // Reports are handed out once every run has its end.
         let mut reports = network.hand_out_reports();
+        let mut overtaken = Box::pin(later_term(self.records.clone()));
         let turned = Arc::clone(&self.around.turned);
         let mut tick = tokio::time::interval(BEAT_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -144,6 +145,7 @@ impl Leader {
                 // What never ends and what comes at most now and then goes first; after every turn of a run comes last.
                 biased;
                 () = &mut reports => Next::GoOn,
+                () = &mut overtaken => Next::Overtaken,
                 _ = tick.tick() => self.tick().await?,
                 Some(sign) = leaders.next() => self.hear_leader(&sign),
                 Some(ended) = self.drivers.join_next() => self.ended(ended).await?,

@@ -1,4 +1,4 @@
-//! Waits until nobody leads, then takes the next term.
+//! Waits until nobody leads, then takes the next term; tells a leader when another has.
 
 use super::{
     Candidate, LeaderError,
@@ -11,6 +11,9 @@ use std::time::Duration;
 
 /// Silence of the leader after which another takes over: four of its signs of life.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a leader looks whether the journal knows a later term.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A term that is this coordinator's.
 pub(super) struct Term {
@@ -50,6 +53,20 @@ pub(super) async fn wait_for_turn(candidate: &Candidate) -> Result<Term, LeaderE
                     }
                 }
             }
+        }
+    }
+}
+
+/// Ends once a later term stands in the journal, of which `records` is at the end. It may never be heard of otherwise: who
+/// wrote it may have died at once, and the others take this leader's signs of life for enough.
+pub(super) async fn later_term(mut records: Records) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let is_term = |record: &Vec<u8>| matches!(serde_json::from_slice(record), Ok(ClusterRecord::Term { .. }));
+        match records.follow().await {
+            Ok(new) if new.iter().any(is_term) => return,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "cannot look whether another coordinator leads"),
         }
     }
 }

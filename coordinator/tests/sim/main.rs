@@ -142,6 +142,9 @@ fn the_promises_hold_whatever_goes_wrong() {
     each_seed(first, count, None, |seed, outcome| {
         let mut total = lock(&total);
         total.add(seed, outcome);
+        if total.seeds.is_multiple_of(10_000) {
+            println!("{} seeds, {} promises broken", total.seeds, total.broken.len());
+        }
         total.broken.len() < 20
     });
     let mut total = total.into_inner().unwrap();

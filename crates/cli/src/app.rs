@@ -14,10 +14,11 @@ use crate::{
     run_lock::RunLocks,
     runs,
     sources::{Patience, Role, Sources, catalogue},
+    stores::to_read as open,
 };
 use clap::{CommandFactory, Parser};
 use rallrec_core::plan::Plan;
-use rallrec_store::Store;
+use rallrec_store::{BucketSettings, Store};
 use rallrec_worker::TaskLogs;
 use std::{path::PathBuf, process::ExitCode};
 use tracing_subscriber::{EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -58,7 +59,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
                 let active = cluster::active_runs(&cluster).await?;
                 return runs::show(&cluster.store(), &|run| active.contains(run), json, console).await;
             }
-            let locks = RunLocks::new(place.home.store());
+            let locks = RunLocks::new(&place.home);
             runs::show(&open(&place).await?, &|run| locks.is_held(run), json, console).await
         }),
         Command::Report { run, format, cluster } => {
@@ -75,7 +76,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         }
         Command::Data { action } => data::act(&place.sources, Role::Data, &action, console),
         Command::Models { action } => data::act(&place.sources, Role::Model, &action, console),
-        Command::Coordinator { config } => runtime()?.block_on(cluster::coordinator(&config, console)),
+        Command::Coordinator { config } => runtime()?.block_on(cluster::coordinator(&place, &config, console)),
         Command::Worker { config } => runtime()?.block_on(cluster::worker(&place, &config, console)),
         Command::Submit(args) => runtime()?.block_on(cluster::submit(&place, &args, console)),
         Command::Status(args) => runtime()?.block_on(cluster::status(&args, console)),
@@ -87,7 +88,8 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Gc(args) => runtime()?.block_on(gc::gc(&place, &args, console)),
         Command::Context { action: ContextAction::List } => cluster::list_contexts(console),
         Command::Context { action: ContextAction::Use { name } } => cluster::choose_context(&name, console),
-        Command::Doctor => doctor::examine(&place.home, &place.sources, console),
+        Command::Doctor { config: None } => runtime()?.block_on(doctor::examine(&place, console)),
+        Command::Doctor { config: Some(path) } => runtime()?.block_on(cluster::doctor(&place, &path, console)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "rallrec", &mut script);
@@ -99,8 +101,9 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
 
 fn place(global: &Global) -> Place {
     let home = Home::new(global.home.clone(), global.store.clone());
-    let sources = Sources::new(home.sources(), catalogue(), Patience::default());
-    Place { home, sources }
+    let buckets = BucketSettings::from_environment();
+    let sources = Sources::new(home.sources(), catalogue(), Patience::default()).with_buckets(buckets.clone());
+    Place { home, sources, buckets }
 }
 
 /// The store of the cluster that is named, or this machine's.
@@ -109,11 +112,6 @@ async fn archive(place: &Place, args: &ClusterArgs) -> Result<Store, Failure> {
         Some(cluster) => Ok(cluster.store()),
         None => open(place).await,
     }
-}
-
-/// Opens the store, which makes its folder.
-async fn open(place: &Place) -> Result<Store, Failure> {
-    Ok(Store::local(place.home.store()).await?)
 }
 
 /// Checks every file, and goes on to the next when one is refused.

@@ -32,8 +32,8 @@ pub struct Global {
     /// Folder for sources, the store and what else is kept on this machine
     #[arg(long, global = true, env = "RALLREC_HOME", default_value = "./.rallrec", value_name = "FOLDER")]
     pub home: PathBuf,
-    /// Folder of the artifact store, if not HOME/store
-    #[arg(long, global = true, env = "RALLREC_STORE", value_name = "FOLDER")]
+    /// The artifact store, if not HOME/store: a folder, or s3://BUCKET/PREFIX
+    #[arg(long, global = true, env = "RALLREC_STORE", value_name = "PLACE")]
     pub store: Option<PathBuf>,
     /// Log more to stderr; twice for debugging. RALLREC_LOG takes a filter, for example `rallrec_worker=trace`
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -128,8 +128,12 @@ pub enum Command {
         #[command(subcommand)]
         action: SourceAction,
     },
-    /// Check this machine: say what is missing, and the command that fixes it
-    Doctor,
+    /// Check this machine, or what a service of a cluster needs: say what is missing, and what mends it
+    Doctor {
+        /// The TOML file of a coordinator or of a worker: check what that service needs
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Run a coordinator of a cluster, until it is told to stop
     Coordinator {
         /// Its TOML file

@@ -48,6 +48,22 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// The moment of an HTTP date, as servers write it: `Mon, 23 Nov 2026 05:45:01 GMT`.
+pub fn from_http(date: &str) -> Option<TimeMs> {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let words: Vec<&str> = date.split_whitespace().collect();
+    let [_, day, month, year, time, "GMT"] = words[..] else { return None };
+    let month = 1 + MONTHS.iter().position(|name| *name == month)? as u64;
+    let (day, year): (u64, u64) = (day.parse().ok()?, year.parse().ok()?);
+    let time: Vec<u64> = time.split(':').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let [hour, minute, second] = time[..] else { return None };
+    // As in `civil`, from the other end.
+    let year = year.checked_sub(u64::from(month <= 2)).filter(|year| (1970..10_000).contains(year))?;
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day.checked_sub(1)?;
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + of_year - 719_468;
+    Some(TimeMs((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000))
+}
+
 struct Civil {
     year: u64,
     month: u64,
@@ -90,6 +106,21 @@ mod tests {
             (4_107_542_400, "2100-03-01 00:00:00 UTC"),
         ] {
             assert_eq!(readable(TimeMs(seconds * 1000)), text);
+        }
+    }
+
+    #[test]
+    fn http_dates_are_read() {
+        // From `date -u -R -d @N`.
+        for (seconds, text) in [
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (978_300_760, "Sun, 31 Dec 2000 22:12:40 GMT"),
+            (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
+        ] {
+            assert_eq!(from_http(text), Some(TimeMs(seconds * 1000)), "{text}");
+        }
+        for text in ["", "yesterday", "Tue, 29 Foo 2000 00:00:00 GMT", "Tue, 29 Feb 2000 00:00 GMT"] {
+            assert_eq!(from_http(text), None, "{text}");
         }
     }
 

@@ -1,17 +1,22 @@
 //! `doctor`: looks at this machine and says what is missing, with the command that fixes it.
 //!
-//! It changes nothing but one probe file in the home folder, which it removes, and never uses the network.
+//! It changes nothing but probes in home and store, which it removes, and uses the network for a store in S3 only. What
+//! the services of a cluster need is checked in `cluster::doctor`.
 
 use crate::{
+    clock,
     console::{Console, Mark, bytes},
     failure::Failure,
-    home::Home,
+    run::Place,
     sources::{Role, Sources},
 };
+use rallrec_core::ids::TimeMs;
+use rallrec_store::{BucketSettings, Location, Store};
 use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 /// What `pipelines/quickstart.yaml` needs, with room: sources, artifacts and the store's parts.
@@ -19,9 +24,14 @@ const DISK_NEEDED: u64 = 2_000_000_000;
 /// What the small model with its working memory and a data set need.
 const MEMORY_NEEDED: u64 = 3_000_000_000;
 
+/// A clock that differs from S3's by more than this is worth a word; from the second on S3 refuses every request.
+const SKEW: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(900));
+/// Patience with S3's answer about the time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+pub(crate) enum State {
     /// There.
     Ok,
     /// Not there, and not needed.
@@ -32,19 +42,19 @@ enum State {
 
 /// One line of the answer.
 #[derive(Clone, Debug)]
-struct Check {
+pub(crate) struct Check {
     what: &'static str,
-    state: State,
+    pub(crate) state: State,
     detail: String,
     fix: Option<String>,
 }
 
 impl Check {
-    fn new(what: &'static str, state: State, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(what: &'static str, state: State, detail: impl Into<String>) -> Self {
         Self { what, state, detail: detail.into(), fix: None }
     }
 
-    fn fix(self, fix: impl Into<String>) -> Self {
+    pub(crate) fn fix(self, fix: impl Into<String>) -> Self {
         Self { fix: Some(fix.into()), ..self }
     }
 }
@@ -53,12 +63,28 @@ impl Check {
 ///
 /// # Errors
 /// [`Failure::Unreachable`] when something that is needed is missing.
-pub fn examine(home: &Home, sources: &Sources, console: &Console) -> Result<(), Failure> {
-    let mut checks = vec![writable(home.root(), "home"), writable(home.store(), "store"), disk(home.store())];
+pub async fn examine(place: &Place, console: &Console) -> Result<(), Failure> {
+    let home = &place.home;
+    let mut checks = vec![writable(home.root(), "home")];
+    match home.store() {
+        Location::Folder(folder) => checks.extend([writable(folder, "store"), disk(folder)]),
+        location @ Location::Bucket { .. } => {
+            checks.push(disk(home.root()));
+            checks.extend(store(location, &place.buckets).await);
+        }
+    }
     checks.extend([memory(), processor(), device()]);
     checks.extend(programs());
-    checks.extend(catalogue(sources));
-    for check in &checks {
+    checks.extend(catalogue(&place.sources));
+    told(&checks, console)
+}
+
+/// Prints a line a check.
+///
+/// # Errors
+/// [`Failure::Unreachable`] when something that is needed is missing.
+pub(crate) fn told(checks: &[Check], console: &Console) -> Result<(), Failure> {
+    for check in checks {
         let (mark, word) = match check.state {
             State::Ok => (Mark::Green, "ok     "),
             State::Note => (Mark::Dim, "note   "),
@@ -75,7 +101,7 @@ pub fn examine(home: &Home, sources: &Sources, console: &Console) -> Result<(), 
     }
 }
 
-fn writable(folder: &Path, what: &'static str) -> Check {
+pub(crate) fn writable(folder: &Path, what: &'static str) -> Check {
     let probe = folder.join(format!(".doctor-{}", std::process::id()));
     let tried =
         fs::create_dir_all(folder).and_then(|()| fs::write(&probe, b"probe")).and_then(|()| fs::remove_file(&probe));
@@ -86,9 +112,59 @@ fn writable(folder: &Path, what: &'static str) -> Check {
     }
 }
 
-fn disk(folder: &Path) -> Check {
-    let output = Command::new("df").arg("-Pk").arg(folder).stderr(Stdio::null()).output();
-    match output.ok().and_then(|o| free_bytes(&String::from_utf8_lossy(&o.stdout))) {
+/// Whether a store does what it must: a folder creates only what is absent; S3 too, and takes large objects in pieces, and
+/// its clock is near ours.
+pub(crate) async fn store(location: &Location, buckets: &BucketSettings) -> Vec<Check> {
+    let probe = clock::new_run_id().0;
+    let opened = match Store::open(location, buckets, &probe).await {
+        Ok(store) => store,
+        // What is wrong, and what to do, are one sentence.
+        Err(e) => return vec![Check::new("store", State::Missing, e.to_string())],
+    };
+    let mut checks = vec![Check::new("store", State::Ok, format!("{location} creates only what is absent"))];
+    if location.folder().is_none() {
+        checks.push(match opened.check_pieces(&probe).await {
+            Ok(()) => Check::new("multipart", State::Ok, "large objects go up in pieces and come back by range"),
+            Err(e) => Check::new("multipart", State::Missing, e.to_string()).fix(
+                "use a server with multipart uploads and range requests, and credentials that may use them; check proxies before it",
+            ),
+        });
+        let endpoint = buckets.endpoint();
+        let asked = tokio::task::spawn_blocking(move || (date(&endpoint), clock::now())).await;
+        let (there, here) = asked.unwrap_or((None, TimeMs(0)));
+        checks.push(skew(there, here));
+    }
+    checks
+}
+
+/// What time a server has.
+fn date(endpoint: &str) -> Option<TimeMs> {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build().into();
+    let answer = agent.get(endpoint).call().ok()?;
+    clock::from_http(answer.headers().get("date")?.to_str().ok()?)
+}
+
+fn skew(there: Option<TimeMs>, here: TimeMs) -> Check {
+    let Some(there) = there else {
+        return Check::new("clock", State::Note, "S3 does not say what time it has");
+    };
+    let apart = Duration::from_millis(there.0.abs_diff(here.0));
+    let detail = format!("{} s apart from S3's", apart.as_secs());
+    match apart {
+        _ if apart <= SKEW.0 => Check::new("clock", State::Ok, detail),
+        _ if apart <= SKEW.1 => Check::new("clock", State::Note, detail).fix("sudo timedatectl set-ntp true"),
+        _ => Check::new(
+            "clock",
+            State::Missing,
+            format!("{detail}: S3 refuses signatures that are older than 15 minutes"),
+        )
+        .fix("sudo timedatectl set-ntp true, here and where S3 runs"),
+    }
+}
+
+pub(crate) fn disk(folder: &Path) -> Check {
+    match free(folder) {
         Some(free) if free >= DISK_NEEDED => Check::new("disk", State::Ok, format!("{} free", bytes(free))),
         Some(free) => {
             Check::new("disk", State::Missing, format!("{} free, {} are wanted", bytes(free), bytes(DISK_NEEDED)))
@@ -98,12 +174,18 @@ fn disk(folder: &Path) -> Check {
     }
 }
 
+/// Bytes that are free where a folder is, as far as the system tells.
+pub(crate) fn free(folder: &Path) -> Option<u64> {
+    let output = Command::new("df").arg("-Pk").arg(folder).stderr(Stdio::null()).output();
+    output.ok().and_then(|o| free_bytes(&String::from_utf8_lossy(&o.stdout)))
+}
+
 /// The fourth number of `df -Pk`'s second line, in bytes.
 fn free_bytes(df: &str) -> Option<u64> {
     df.lines().nth(1)?.split_whitespace().nth(3)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn memory() -> Check {
+pub(crate) fn memory() -> Check {
     match fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_memory(&text)) {
         Some(free) if free >= MEMORY_NEEDED => Check::new("memory", State::Ok, format!("{} available", bytes(free))),
         Some(free) => Check::new(
@@ -121,7 +203,7 @@ fn available_memory(meminfo: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn processor() -> Check {
+pub(crate) fn processor() -> Check {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     #[cfg(target_arch = "x86_64")]
     let features: Vec<&str> = [
@@ -139,7 +221,7 @@ fn processor() -> Check {
     Check::new("processor", State::Ok, format!("{cores} cores; {speed}"))
 }
 
-fn device() -> Check {
+pub(crate) fn device() -> Check {
     let card = Command::new("nvidia-smi").arg("-L").stdin(Stdio::null()).stderr(Stdio::null()).output().ok();
     let card = card
         .filter(|o| o.status.success())
@@ -223,6 +305,19 @@ mod tests {
         let meminfo = "MemTotal:       16000000 kB\nMemFree:  1 kB\nMemAvailable:   12000000 kB\n";
         assert_eq!(available_memory(meminfo), Some(12_288_000_000));
         assert_eq!(available_memory("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn clocks_are_compared() {
+        let at = |seconds: u64| TimeMs(seconds * 1000);
+        for (there, here, wanted) in [
+            (Some(at(5000)), at(5010), State::Ok),
+            (Some(at(5000)), at(5100), State::Note),
+            (Some(at(5100)), at(4000), State::Missing),
+            (None, at(0), State::Note),
+        ] {
+            assert_eq!(skew(there, here).state, wanted);
+        }
     }
 
     #[test]

@@ -56,7 +56,9 @@ impl From<SourceError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Object { .. } | StoreError::Folder { .. } => Self::Unreachable(error.to_string()),
+            StoreError::Object { .. } | StoreError::Folder { .. } | StoreError::Unfit { .. } => {
+                Self::Unreachable(error.to_string())
+            }
             _ => Self::Other(error.into()),
         }
     }

@@ -8,11 +8,11 @@ use crate::{
     failure::Failure,
     run::Place,
     run_lock::RunLocks,
+    stores,
 };
 use rallrec_coordinator::gc::{self, Ages, Collected, GcError, Keep, Tally};
 use rallrec_core::ids::RunId;
 use rallrec_proto::api::CollectRequest;
-use rallrec_store::Store;
 
 /// Collects.
 ///
@@ -43,10 +43,10 @@ pub async fn gc(place: &Place, args: &GcArgs, console: &Console) -> Result<(), F
 }
 
 async fn here(place: &Place, args: &GcArgs) -> Result<Collected, Failure> {
-    let store = Store::local(place.home.store()).await?;
+    let store = stores::to_read(place).await?;
     let forget = args.forget.iter().cloned().map(RunId).collect();
     let keep = Keep { last: args.keep_last, days: args.keep_days, forget };
-    let locks = RunLocks::new(place.home.store());
+    let locks = RunLocks::new(&place.home);
     let is_driven = |run: &RunId| locks.is_held(run);
     let now = clock::now();
     let collected = if args.delete {

@@ -1,5 +1,6 @@
-//! The home folder: sources, the default store and run locks. Everything that `rallrec` leaves on a machine is here.
+//! The home folder: sources, the default store, run locks, and the cache of a store that is elsewhere. Everything that `rallrec` leaves on a machine is here.
 
+use rallrec_store::Location;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -9,13 +10,13 @@ use std::{
 #[derive(Clone, Debug)]
 pub struct Home {
     root: PathBuf,
-    store: PathBuf,
+    store: Location,
 }
 
 impl Home {
     /// Home at `root`, with its store elsewhere if `store` is given.
     pub fn new(root: PathBuf, store: Option<PathBuf>) -> Self {
-        let store = store.unwrap_or_else(|| root.join("store"));
+        let store = Location::from(store.unwrap_or_else(|| root.join("store")));
         Self { root, store }
     }
 
@@ -24,9 +25,14 @@ impl Home {
         &self.root
     }
 
-    /// Folder of the artifact store.
-    pub fn store(&self) -> &Path {
+    /// The artifact store.
+    pub fn store(&self) -> &Location {
         &self.store
+    }
+
+    /// Parts of artifacts of a store that is not on this machine.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
     }
 
     /// Folder of pulled sources.

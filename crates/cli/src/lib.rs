@@ -30,6 +30,7 @@ pub mod run_names;
 pub mod run_view;
 pub mod runs;
 pub mod sources;
+pub mod stores;
 pub mod tree;
 
 pub use app::main;

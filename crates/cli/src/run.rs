@@ -1,4 +1,4 @@
-//! `run`: queue, workers and coordinator in one process, over a local folder as the store.
+//! `run`: queue, workers and coordinator in one process, over a local folder as the store, or S3.
 //!
 //! The same code as the cluster's behind the same traits; only what is particular to one process is here: which run
 //! to take up, how many slots, what Ctrl-C does, and what is printed at the end.
@@ -16,6 +16,7 @@ use crate::{
     run_lock::RunLocks,
     run_view::{RunView, place},
     sources::Sources,
+    stores,
 };
 use rallrec_coordinator::{RunEnd, gc::wait_for_collections};
 use rallrec_core::{
@@ -23,7 +24,7 @@ use rallrec_core::{
     plan::Plan,
     run::{RunOutcome, TaskError},
 };
-use rallrec_store::Store;
+use rallrec_store::{BucketSettings, Store};
 use serde_json::json;
 use std::{
     fs::File,
@@ -38,6 +39,8 @@ pub struct Place {
     pub home: Home,
     /// Its sources.
     pub sources: Sources,
+    /// Where buckets are, and who asks.
+    pub buckets: BucketSettings,
 }
 
 /// Runs a pipeline.
@@ -54,8 +57,8 @@ pub async fn run(place: &Place, args: &RunArgs, console: &Console) -> Result<(),
     for stage in &mut plan.stages {
         stage.resources.pool = POOL.to_owned();
     }
-    let store = Store::local(place.home.store()).await?;
-    let chosen = choose_in_peace(&store, &RunLocks::new(place.home.store()), &plan, args.new).await?;
+    let store = stores::to_work_in(place).await?;
+    let chosen = choose_in_peace(&store, &RunLocks::new(&place.home), &plan, args.new).await?;
     let verb = if chosen.resumed { "resuming run" } else { "run" };
     console.note(&format!("{verb} {} of {}, {} stages", chosen.run, plan.pipeline, plan.stages.len()));
     let view = Arc::new(Mutex::new(RunView::new(&plan, args.json, console)));
@@ -72,7 +75,7 @@ pub async fn run(place: &Place, args: &RunArgs, console: &Console) -> Result<(),
             let time = clock::duration(began.elapsed().as_secs_f64());
             let counts = format!("{} tasks computed, {} reused", thousands(computed), thousands(reused));
             console.note(&format!("run {} done in {time}: {counts}", chosen.run));
-            console.note(&format!("store: {}", place.home.store().display()));
+            console.note(&format!("store: {}", place.home.store()));
             Ok(())
         }
     }
@@ -111,7 +114,7 @@ async fn choose_in_peace(store: &Store, locks: &RunLocks, plan: &Plan, new: bool
 
 /// The latest run of exactly this plan if it is unfinished, else a new one.
 async fn choose(store: &Store, locks: &RunLocks, plan: &Plan, new: bool) -> Result<Chosen, Failure> {
-    if !new && let Some(run) = unfinished(store, plan).await? {
+    if !new && let Some(run) = unfinished(store, locks, plan).await? {
         return match locks.take(&run)? {
             Some(lock) => Ok(Chosen { run, resumed: true, _lock: lock }),
             None => Err(Failure::Unreachable(format!(
@@ -127,8 +130,8 @@ async fn choose(store: &Store, locks: &RunLocks, plan: &Plan, new: bool) -> Resu
 }
 
 /// The latest run of exactly this plan, unless it ended. A failed run has ended: what it finished is reused anyway.
-async fn unfinished(store: &Store, plan: &Plan) -> Result<Option<RunId>, Failure> {
-    for run in store.runs().await?.into_iter().rev() {
+async fn unfinished(store: &Store, locks: &RunLocks, plan: &Plan) -> Result<Option<RunId>, Failure> {
+    for run in store.runs().await?.into_iter().rev().filter(|run| locks.tell(run)) {
         let Some(bytes) = store.run_file(&run, PLAN_FILE).await? else { continue };
         if serde_json::from_slice::<Plan>(&bytes).is_ok_and(|other| other == *plan) {
             let outcome = history::record(store, &run).await?.outcome;
@@ -191,7 +194,7 @@ mod tests {
     async fn an_unfinished_run_of_the_same_plan_is_taken_up_once() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::local(folder.path()).await.unwrap();
-        let locks = RunLocks::new(folder.path());
+        let locks = RunLocks::new(&Home::new(folder.path().to_owned(), Some(folder.path().to_owned())));
         let plan = |name: &str| Plan { version: 1, pipeline: name.into(), stages: vec![] };
         let first = choose(&store, &locks, &plan("a"), false).await.unwrap();
         assert!(!first.resumed);

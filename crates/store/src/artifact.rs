@@ -3,16 +3,13 @@
 
 use crate::{
     BadRow, Manifest, Part, Store, StoreError, TableManifest,
-    table::{EncodedPart, TableWriter},
+    part::{Encoded, PartWriter},
+    put::{CHUNK_BYTES, Upload},
 };
 use arrow_array::RecordBatch;
+use bytes::Bytes;
 use object_store::{ObjectStoreExt, path::Path};
-use rallrec_core::{
-    ids::TimeMs,
-    key::{Key, hex},
-    task::TaskOffer,
-};
-use sha2::{Digest, Sha256};
+use rallrec_core::{ids::TimeMs, key::Key, task::TaskOffer};
 use std::collections::BTreeMap;
 
 pub(crate) fn manifest_path(key: &Key) -> Path {
@@ -43,12 +40,31 @@ pub struct Committed {
     pub first: bool,
 }
 
+/// A table that is being written.
+struct OpenTable {
+    writer: PartWriter,
+    /// Bytes of the open part that were not put yet; too few to go up on their own.
+    waiting: Vec<Bytes>,
+    /// The open part on its way, once it is large.
+    upload: Option<Upload>,
+}
+
+impl OpenTable {
+    fn new(writer: PartWriter) -> Self {
+        Self { writer, waiting: Vec::new(), upload: None }
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(Bytes::len).sum()
+    }
+}
+
 /// Collects an attempt's output and commits it.
 pub struct ArtifactWriter {
     store: Store,
     producer: Producer,
     folder: Path,
-    writers: BTreeMap<String, TableWriter>,
+    open: BTreeMap<String, OpenTable>,
     tables: BTreeMap<String, TableManifest>,
     metrics: BTreeMap<String, f64>,
     bad_rows: Vec<BadRow>,
@@ -65,35 +81,32 @@ impl ArtifactWriter {
             store,
             folder,
             producer,
-            writers: BTreeMap::new(),
+            open: BTreeMap::new(),
             tables: BTreeMap::new(),
             metrics: BTreeMap::new(),
             bad_rows: Vec::new(),
         }
     }
 
-    /// Adds rows to a table.
+    /// Adds rows to a table. What makes a row group goes to the store; no more than that is held.
     ///
     /// # Errors
-    /// When the batch cannot be encoded, or a full part cannot be put.
+    /// When the batch cannot be encoded, or its bytes cannot be put.
     pub async fn write(&mut self, table: &str, batch: &RecordBatch) -> Result<(), StoreError> {
-        if !self.writers.contains_key(table) {
+        if !self.open.contains_key(table) {
             let schema = batch.schema();
             let columns = schema.fields().iter().map(|f| format!("{}: {}", f.name(), f.data_type())).collect();
             self.tables.insert(table.to_owned(), TableManifest { rows: 0, columns, parts: Vec::new() });
-            self.writers.insert(table.to_owned(), TableWriter::new(table, schema, self.file_metadata()));
+            let writer = PartWriter::new(table, schema, self.file_metadata());
+            self.open.insert(table.to_owned(), OpenTable::new(writer));
         }
-        let full = match self.writers.get_mut(table) {
-            Some(writer) => {
-                debug_assert_eq!(writer.schema().fields().len(), batch.num_columns());
-                writer.write(batch)?
-            }
-            None => None,
-        };
-        match full {
-            Some(part) => self.put(table, part).await,
-            None => Ok(()),
+        for slice in PartWriter::slices(batch) {
+            let Some(open) = self.open.get_mut(table) else { continue };
+            let file = open.writer.file();
+            let encoded = open.writer.write(&slice)?;
+            self.put(table, &file, encoded).await?;
         }
+        Ok(())
     }
 
     /// Puts a named number into the manifest. What is not finite is left out: JSON has no word for it.
@@ -122,24 +135,24 @@ impl ArtifactWriter {
         let manifest = self.manifest(seconds, now);
         let path = manifest_path(&manifest.key);
         let bytes = manifest.encode().map_err(|e| StoreError::corrupt(path.as_ref(), e.0.to_string()))?;
-        let written = self.store.create(&path, bytes).await;
-        // A failed put may still have reached the store: what stands there decides, whatever the put said.
-        match (written, self.store.manifest(&manifest.key).await) {
-            (Ok(()), _) => Ok(Committed { manifest, first: true }),
-            (Err(_), Ok(Some(standing))) => {
-                // The parts' paths name the attempt.
-                let first = standing.tables == manifest.tables;
-                if !first {
-                    self.discard().await;
-                }
-                Ok(Committed { manifest: standing, first })
+        match self.store.create(&path, bytes).await {
+            Ok(()) => Ok(Committed { manifest, first: true }),
+            // Another attempt's: the parts' paths name the attempt, so ours would have been the same bytes.
+            Err(StoreError::Conflict { .. }) => {
+                let standing = self.store.manifest(&manifest.key).await?;
+                let standing = standing.ok_or_else(|| StoreError::corrupt(path.as_ref(), "it came and went"))?;
+                self.discard().await;
+                Ok(Committed { manifest: standing, first: false })
             }
-            (Err(e), _) => Err(e),
+            Err(e) => Err(e),
         }
     }
 
     /// Removes the parts that were put. What cannot be removed is left for `gc`: no manifest names it.
-    pub async fn discard(&self) {
+    pub async fn discard(&mut self) {
+        for upload in self.open.values_mut().filter_map(|open| open.upload.take()) {
+            upload.abort().await;
+        }
         for part in self.tables.values().flat_map(|t| &t.parts) {
             if let Err(e) = self.store.objects.delete(&Path::from(part.path.as_str())).await {
                 tracing::warn!(path = part.path, error = %e, "cannot remove a part that nothing names");
@@ -148,31 +161,47 @@ impl ArtifactWriter {
     }
 
     async fn put_rest(&mut self) -> Result<(), StoreError> {
-        let names: Vec<_> = self.writers.keys().cloned().collect();
+        let names: Vec<_> = self.open.keys().cloned().collect();
         for name in names {
-            if let Some(part) = self.writers.get_mut(&name).map(TableWriter::finish).transpose()?.flatten() {
-                self.put(&name, part).await?;
-            }
+            let Some(open) = self.open.get_mut(&name) else { continue };
+            let file = open.writer.file();
+            let encoded = open.writer.finish()?;
+            self.put(&name, &file, encoded).await?;
         }
         Ok(())
     }
 
-    async fn put(&mut self, table: &str, part: EncodedPart) -> Result<(), StoreError> {
-        let path = self.folder.clone().join(part.file.as_str());
-        let entry = Part {
-            path: path.to_string(),
-            rows: part.rows,
-            bytes: part.bytes.len() as u64,
-            sha256: hex(&Sha256::digest(&part.bytes)),
-        };
-        match self.store.create(&path, part.bytes).await {
-            // Nobody else writes under this name, so what is there is this put, tried again.
-            Ok(()) | Err(StoreError::Conflict { .. }) => {}
-            Err(failed) => return Err(failed),
-        }
-        if let Some(table) = self.tables.get_mut(table) {
-            table.rows += entry.rows;
-            table.parts.push(entry);
+    /// Takes what came of some rows: a small part is put whole when it ends, a large one as it grows.
+    async fn put(&mut self, table: &str, file: &str, encoded: Vec<Encoded>) -> Result<(), StoreError> {
+        let path = self.folder.clone().join(file);
+        let Some(open) = self.open.get_mut(table) else { return Ok(()) };
+        for encoded in encoded {
+            match encoded {
+                Encoded::Bytes(bytes) => {
+                    open.waiting.push(bytes);
+                    if open.upload.is_none() && open.waiting_bytes() > CHUNK_BYTES {
+                        open.upload = Some(Upload::begin(&self.store, path.clone()).await?);
+                    }
+                    if let Some(upload) = &mut open.upload {
+                        for bytes in open.waiting.drain(..) {
+                            upload.write(bytes).await?;
+                        }
+                    }
+                }
+                Encoded::End(part) => {
+                    match open.upload.take() {
+                        Some(upload) => upload.finish(&self.store).await?,
+                        None => {
+                            let bytes: Vec<u8> = std::mem::take(&mut open.waiting).concat();
+                            self.store.create(&path, bytes).await?;
+                        }
+                    }
+                    if let Some(table) = self.tables.get_mut(table) {
+                        table.rows += part.rows;
+                        table.parts.push(Part { path: path.to_string(), ..part });
+                    }
+                }
+            }
         }
         Ok(())
     }

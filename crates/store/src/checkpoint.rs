@@ -123,12 +123,7 @@ fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use async_trait::async_trait;
-    use futures::stream::BoxStream;
-    use object_store::{
-        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-        PutOptions, PutPayload, PutResult, Result, memory::InMemory,
-    };
+    use crate::faulty::Faulty;
     use std::sync::Arc;
 
     fn checkpoint(number: u64, state: &[u8]) -> Checkpoint {
@@ -168,62 +163,12 @@ mod tests {
     #[tokio::test]
     async fn one_that_cannot_be_read_is_passed_over() {
         let key = Key("aa".into());
-        let (whole, unreadable) = (InMemory::new(), path(&key, 8));
-        let store = Store { objects: Arc::new(Unreadable { whole, unreadable }) };
+        // As on a disk with a bad sector.
+        let unreadable = path(&key, 8);
+        let failing = move |path: &Path| (*path == unreadable).then(|| std::io::Error::other("input/output error"));
+        let store = Store::over(Arc::new(Faulty::new(failing, |_| None)));
         store.put_checkpoint(&key, &checkpoint(7, b"first")).await.unwrap();
         store.create(&path(&key, 8), b"whatever".to_vec()).await.unwrap();
         assert_eq!(store.checkpoint(&key).await.unwrap(), Some(checkpoint(8, b"first")));
-    }
-
-    /// A store with one object that is listed and cannot be read, as a disk with a bad sector has.
-    #[derive(Debug)]
-    struct Unreadable {
-        whole: InMemory,
-        unreadable: Path,
-    }
-
-    impl std::fmt::Display for Unreadable {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("unreadable")
-        }
-    }
-
-    #[async_trait]
-    impl ObjectStore for Unreadable {
-        async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-            if *location == self.unreadable {
-                let source = "input/output error".into();
-                return Err(object_store::Error::Generic { store: "disk", source });
-            }
-            self.whole.get_opts(location, options).await
-        }
-
-        async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-            self.whole.put_opts(location, payload, options).await
-        }
-
-        async fn put_multipart_opts(
-            &self,
-            location: &Path,
-            options: PutMultipartOptions,
-        ) -> Result<Box<dyn MultipartUpload>> {
-            self.whole.put_multipart_opts(location, options).await
-        }
-
-        fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-            self.whole.delete_stream(locations)
-        }
-
-        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-            self.whole.list(prefix)
-        }
-
-        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-            self.whole.list_with_delimiter(prefix).await
-        }
-
-        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-            self.whole.copy_opts(from, to, options).await
-        }
     }
 }

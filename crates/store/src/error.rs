@@ -1,5 +1,8 @@
 //! Errors of the store, by what the caller should do.
 
+use crate::words::words;
+use std::{fmt, io};
+
 /// What went wrong in the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -10,14 +13,14 @@ pub enum StoreError {
         path: String,
     },
     /// The store cannot be reached or refuses. Try again later.
-    #[error("cannot {action} {path} in the store: {source}")]
+    #[error("cannot {action} {path} in the store: {cause}")]
     Object {
         /// What was tried.
         action: &'static str,
         /// On which object.
         path: String,
         /// What the store said.
-        source: Box<object_store::Error>,
+        cause: Cause,
     },
     /// The folder of a local store.
     #[error("cannot use the folder {path} as a store: {source}; make it writable or name another with --store")]
@@ -25,7 +28,15 @@ pub enum StoreError {
         /// The folder.
         path: String,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// It cannot be used as a store at all. The reason says what to do.
+    #[error("{place} cannot be the store: {reason}")]
+    Unfit {
+        /// The store.
+        place: String,
+        /// What is wrong with it, and how to mend that.
+        reason: String,
     },
     /// An object is not what its manifest says. Remove the artifact's folder to have it made again.
     #[error("{path} is damaged: {reason}; remove the artifact's folder and run again to have it made anew")]
@@ -53,31 +64,50 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The store does not honour create-if-absent, so nothing in it would be safe.
-    #[error(
-        "the store overwrites on a conditional create (If-None-Match), so two writers could destroy each other's work; use a store that honours it"
-    )]
-    Overwrites,
+}
+
+/// What an object store said. Shown in one line; the rest of a server's answer, which may repeat a token, stays inside.
+pub struct Cause(pub(crate) Box<object_store::Error>);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&words(&self.0))
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&words(&self.0))
+    }
 }
 
 impl StoreError {
-    pub(crate) fn object(action: &'static str, path: &str, source: object_store::Error) -> Self {
-        Self::Object { action, path: path.to_owned(), source: Box::new(source) }
+    pub(crate) fn object(action: &'static str, path: &str, cause: object_store::Error) -> Self {
+        Self::Object { action, path: path.to_owned(), cause: Cause(Box::new(cause)) }
     }
 
     /// Whether the disk under the store is full.
     pub fn is_full(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull) {
-                return true;
-            }
-            cause = error.source();
+        match self {
+            Self::Object { cause, .. } => has_kind(&cause.0, io::ErrorKind::StorageFull),
+            Self::Folder { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
         }
-        false
     }
 
     pub(crate) fn corrupt(path: &str, reason: impl Into<String>) -> Self {
         Self::Corrupt { path: path.to_owned(), reason: reason.into() }
     }
+}
+
+/// Whether one of an error's causes is the system's, of that kind.
+pub(crate) fn has_kind(error: &object_store::Error, kind: io::ErrorKind) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == kind) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }

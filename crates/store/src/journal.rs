@@ -9,7 +9,7 @@ use object_store::path::Path;
 use rallrec_core::ids::RunId;
 
 /// A journal, as seen by one coordinator.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Records {
     store: Store,
     folder: Path,
@@ -52,17 +52,21 @@ impl Records {
         Ok(self.try_read(0).await?.is_none())
     }
 
-    /// Records that were put since the last one that was read, without listing the folder.
+    /// Records that were put since the last one that was read, without listing the folder. What was read before an error is
+    /// given; the error then shows the next time.
     ///
     /// # Errors
     /// When the store cannot be reached, or a record is not one of ours.
     pub async fn follow(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
         let mut records = Vec::new();
-        while let Some((_, record)) = self.try_read(self.next).await? {
-            records.push(record);
+        loop {
+            match self.try_read(self.next).await {
+                Ok(Some((_, record))) => records.push(record),
+                Err(error) if records.is_empty() => return Err(error),
+                Ok(None) | Err(_) => return Ok(records),
+            }
             self.next += 1;
         }
-        Ok(records)
     }
 
     /// Every record's payload, in order. Later records continue after them.
@@ -90,17 +94,9 @@ impl Records {
     /// # Errors
     /// [`StoreError::Conflict`] when someone else has continued the journal; else when the store cannot be reached.
     pub async fn append(&mut self, payload: &[u8]) -> Result<(), StoreError> {
-        let path = self.path(self.next);
         let term = self.term.map_or_else(String::new, |term| format!("{TERM}{term}"));
         let record = [self.writer.as_bytes(), term.as_bytes(), b"\n", payload].concat();
-        if let Err(failed) = self.store.create(&path, record.clone()).await {
-            // An unclear failure, or a conflict with our own retried put: what stands there decides.
-            match self.store.get(&path).await {
-                Ok(Some(standing)) if standing == record => {}
-                Ok(Some(_)) => return Err(StoreError::Conflict { path: path.to_string() }),
-                Ok(None) | Err(_) => return Err(failed),
-            }
-        }
+        self.store.create(&self.path(self.next), record).await?;
         self.next += 1;
         Ok(())
     }

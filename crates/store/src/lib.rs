@@ -1,88 +1,69 @@
 //! The object store: where truth lives.
 //!
 //! Artifacts (tables and their manifest, committed by create-if-absent), the journal of a run, checkpoints of
-//! unfinished tasks, and nothing else. Beside it, for sources that lie there: reading other people's buckets.
-//! Only `PutMode::Create` on keyed or numbered names decides anything, because that is what every object store and
-//! a local disk can do (`docs/adr/0004`). Deliberately absent: scheduling, leases, knowledge of stages.
+//! unfinished tasks, and nothing else; in a folder or in S3. Beside it, for sources that lie there: reading other
+//! people's buckets. Only `PutMode::Create` on keyed or numbered names decides anything, because that is what every
+//! object store and a local disk can do (`docs/adr/0004`); a store that cannot is refused at start. Deliberately absent:
+//! scheduling, leases, knowledge of stages.
 
 mod artifact;
 mod bucket;
+mod cache;
 mod checkpoint;
 mod error;
+#[cfg(test)]
+mod faulty;
 mod journal;
+mod location;
 mod log;
 mod manifest;
 mod mark;
+mod open;
+mod part;
+mod put;
 mod raw;
+mod settings;
 mod table;
+mod words;
 
 pub use artifact::{ArtifactWriter, Committed, Producer};
-pub use bucket::{Bucket, BucketError, BucketSettings, Object};
+pub use bucket::{Bucket, BucketError, Object};
 pub use checkpoint::Checkpoint;
-pub use error::StoreError;
+pub use error::{Cause, StoreError};
 pub use journal::Records;
+pub use location::Location;
 pub use log::{LogFile, LogFilter, LogLine, LogPlace, LogTail};
-pub use manifest::{BadRow, Manifest, Part, TableManifest};
+pub use manifest::{BadRow, Manifest, Part, Piece, TableManifest};
 pub use raw::{Listed, Opened};
+pub use settings::{BucketSettings, Patience, S3Table, SettingsError};
 pub use table::parquet_batches;
 
+use bytes::Bytes;
+use cache::Cache;
 use futures::{StreamExt, TryStreamExt, stream};
-use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, local::LocalFileSystem, memory::InMemory, path::Path,
-};
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use rallrec_core::{ids::RunId, key::Key, task::ArtifactSummary};
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 /// Objects read at once for one caller: enough to hide an object store's latency.
 pub(crate) const READS_AT_ONCE: usize = 16;
 
 /// A store of artifacts and runs. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
+    /// Where parts are kept on this machine, if they are.
+    cache: Option<Arc<Cache>>,
+}
+
+impl fmt::Debug for Store {
+    /// As S3 clients call themselves: what their own `Debug` shows has credentials in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.objects)
+    }
 }
 
 impl Store {
-    /// A store in a local folder, which is made if it is not there. Every write is synced to the disk.
-    ///
-    /// # Errors
-    /// When the folder cannot be made or written.
-    pub async fn local(root: &std::path::Path) -> Result<Self, StoreError> {
-        let place = |source: std::io::Error| StoreError::Folder { path: root.display().to_string(), source };
-        std::fs::create_dir_all(root).map_err(place)?;
-        let root = root.canonicalize().map_err(place)?;
-        let objects = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|e| StoreError::object("open", &root.display().to_string(), e))?
-            .with_automatic_cleanup(true)
-            .with_fsync(true);
-        Ok(Self { objects: Arc::new(objects) })
-    }
-
-    /// A store in memory, gone with the process.
-    pub fn memory() -> Self {
-        Self { objects: Arc::new(InMemory::new()) }
-    }
-
-    /// Any object store, for example S3. Refused when it overwrites on a conditional create, as some do silently.
-    ///
-    /// # Errors
-    /// [`StoreError::Overwrites`], or when the store cannot be reached.
-    pub async fn checked(objects: Arc<dyn ObjectStore>, probe: &str) -> Result<Self, StoreError> {
-        let store = Self { objects };
-        let path = Path::from(format!("probe/{probe}"));
-        store.create(&path, b"first".to_vec()).await?;
-        let second = store.create(&path, b"second".to_vec()).await;
-        let deleted = store.objects.delete(&path).await;
-        match second {
-            Err(StoreError::Conflict { .. }) => {
-                deleted.map_err(|e| StoreError::object("delete", path.as_ref(), e))?;
-                Ok(store)
-            }
-            Err(other) => Err(other),
-            Ok(()) => Err(StoreError::Overwrites),
-        }
-    }
-
     /// The manifest of an artifact, if it was committed.
     ///
     /// # Errors
@@ -125,7 +106,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be reached.
     pub async fn run_file(&self, run: &RunId, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.get(&run_path(run, name)).await
+        Ok(self.get(&run_path(run, name)).await?.map(Vec::from))
     }
 
     /// Writes a named record of a run, which must not be there yet.
@@ -136,23 +117,12 @@ impl Store {
         self.create(&run_path(run, name), bytes).await
     }
 
-    async fn get(&self, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn get(&self, path: &Path) -> Result<Option<Bytes>, StoreError> {
         let failed = |e| StoreError::object("read", path.as_ref(), e);
         match self.objects.get(path).await {
-            Ok(found) => Ok(Some(found.bytes().await.map_err(failed)?.to_vec())),
+            Ok(found) => Ok(Some(found.bytes().await.map_err(failed)?)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(failed(e)),
-        }
-    }
-
-    async fn create(&self, path: &Path, bytes: Vec<u8>) -> Result<(), StoreError> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.objects.put_opts(path, PutPayload::from(bytes), options).await {
-            Ok(_) => Ok(()),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                Err(StoreError::Conflict { path: path.to_string() })
-            }
-            Err(e) => Err(StoreError::object("create", path.as_ref(), e)),
         }
     }
 }

@@ -40,7 +40,7 @@ pub struct Opened {
 impl Store {
     /// A store that can only be read, over something that reads objects, for example through a coordinator.
     pub fn reading(objects: Arc<dyn ObjectStore>) -> Self {
-        Self { objects }
+        Self { objects, cache: None }
     }
 
     /// Every object below a path, in no certain order.

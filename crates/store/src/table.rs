@@ -1,97 +1,44 @@
-//! Tables to and from Parquet.
+//! Tables out of Parquet files: whole parts, checked and kept on this machine's disk where there is a cache; or, where a
+//! task wants few of a part's rows, only the row groups that hold them, each checked on its own.
+//!
+//! All columns of a row group are read: stages take whole tables, and what they leave out of one is small.
 
-use crate::{Part, Store, StoreError, TableManifest};
+use crate::{Part, Store, StoreError, TableManifest, cache::Cache};
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use bytes::Bytes;
-use object_store::path::Path;
+use bytes::{Buf, Bytes, buf::Reader};
+use object_store::{ObjectStoreExt, path::Path};
 use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
-    basic::Compression,
-    file::{metadata::KeyValue, properties::WriterProperties},
+    arrow::arrow_reader::ParquetRecordBatchReaderBuilder,
+    errors::ParquetError,
+    file::reader::{ChunkReader, Length},
 };
 use rallrec_core::{ids::RowRange, key::hex};
 use sha2::{Digest, Sha256};
+use std::{ops::Range, sync::Arc};
 
-/// Encoded bytes after which a table goes on in another part: small enough to hold in memory, large enough to scan fast.
-const PART_BYTES: usize = 64 << 20;
-
-/// Encodes the rows of one table, part by part.
-pub(crate) struct TableWriter {
-    name: String,
-    file_metadata: Vec<(String, String)>,
-    schema: SchemaRef,
-    open: Option<ArrowWriter<Vec<u8>>>,
-    open_rows: u64,
-    parts: usize,
-}
-
-/// A part that is ready to be put.
-pub(crate) struct EncodedPart {
-    pub(crate) file: String,
-    pub(crate) rows: u64,
-    pub(crate) bytes: Vec<u8>,
-}
-
-impl TableWriter {
-    pub(crate) fn new(name: &str, schema: SchemaRef, file_metadata: Vec<(String, String)>) -> Self {
-        Self { name: name.to_owned(), file_metadata, schema, open: None, open_rows: 0, parts: 0 }
-    }
-
-    pub(crate) fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
-    /// Adds rows; gives a part back when one is full.
-    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<Option<EncodedPart>, StoreError> {
-        if *batch.schema() != *self.schema {
-            return Err(self.failed("a batch has another schema than the first"));
-        }
-        if self.open.is_none() {
-            self.open = Some(self.start()?);
-        }
-        let failed = |e: parquet::errors::ParquetError| encode_error(&self.name, e);
-        let Some(writer) = self.open.as_mut() else { return Ok(None) };
-        writer.write(batch).map_err(failed)?;
-        self.open_rows += batch.num_rows() as u64;
-        if writer.bytes_written() + writer.in_progress_size() < PART_BYTES { Ok(None) } else { self.finish() }
-    }
-
-    /// Closes the open part, if there is one.
-    pub(crate) fn finish(&mut self) -> Result<Option<EncodedPart>, StoreError> {
-        let Some(writer) = self.open.take() else { return Ok(None) };
-        let bytes = writer.into_inner().map_err(|e| encode_error(&self.name, e))?;
-        let file = format!("{}-{:05}.parquet", self.name, self.parts);
-        self.parts += 1;
-        Ok(Some(EncodedPart { file, rows: std::mem::take(&mut self.open_rows), bytes }))
-    }
-
-    fn start(&self) -> Result<ArrowWriter<Vec<u8>>, StoreError> {
-        let metadata = self.file_metadata.iter().map(|(k, v)| KeyValue::new(k.clone(), v.clone())).collect();
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::SNAPPY)
-            .set_created_by(concat!("rallrec ", env!("CARGO_PKG_VERSION")).to_owned())
-            .set_key_value_metadata(Some(metadata))
-            .build();
-        ArrowWriter::try_new(Vec::new(), self.schema.clone(), Some(properties)).map_err(|e| encode_error(&self.name, e))
-    }
-
-    fn failed(&self, reason: &str) -> StoreError {
-        StoreError::Encode { table: self.name.clone(), reason: reason.to_owned() }
-    }
-}
-
-fn encode_error(table: &str, e: parquet::errors::ParquetError) -> StoreError {
-    StoreError::Encode { table: table.to_owned(), reason: e.to_string() }
-}
+/// Rows of a batch that is read.
+const BATCH_ROWS: usize = 65536;
 
 /// Decodes a Parquet file: its schema, and the rows of `rows` (positions in the file; all when `None`).
 ///
 /// # Errors
 /// A sentence when the bytes are not Parquet.
 pub fn parquet_batches(bytes: Bytes, rows: Option<RowRange>) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
+    decoded(bytes, None, rows)
+}
+
+/// Decodes the rows of some row groups, counted from the first of them; all groups when `None`.
+fn decoded<R: ChunkReader + 'static>(
+    file: R,
+    groups: Option<Vec<usize>>,
+    rows: Option<RowRange>,
+) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
     let mut builder =
-        ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?.with_batch_size(65536);
+        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| e.to_string())?.with_batch_size(BATCH_ROWS);
+    if let Some(groups) = groups {
+        builder = builder.with_row_groups(groups);
+    }
     if let Some(rows) = rows {
         builder = builder.with_offset(rows.start as usize).with_limit(rows.len() as usize);
     }
@@ -103,8 +50,8 @@ pub fn parquet_batches(bytes: Bytes, rows: Option<RowRange>) -> Result<(SchemaRe
 }
 
 impl Store {
-    /// Rows of a table, as batches with one schema. `rows` are positions in the table; `None` reads all. Every file
-    /// that is read is checked against its checksum.
+    /// Rows of a table, as batches with one schema. `rows` are positions in the table; `None` reads all. Everything that
+    /// is read is checked against its checksum.
     ///
     /// # Errors
     /// When the store cannot be reached, or a file is not what the manifest says.
@@ -125,10 +72,7 @@ impl Store {
             }
             let from = wanted.start.clamp(held.start, held.end) - held.start;
             let to = wanted.end.clamp(held.start, held.end) - held.start;
-            let bytes = self.verified(part).await?;
-            let range = RowRange { start: from, end: to.max(from) };
-            let (found, mut rows) =
-                parquet_batches(bytes, Some(range)).map_err(|reason| StoreError::corrupt(&part.path, reason))?;
+            let (found, mut rows) = self.read_part(part, RowRange { start: from, end: to.max(from) }).await?;
             schema.get_or_insert(found);
             batches.append(&mut rows);
         }
@@ -136,12 +80,179 @@ impl Store {
         Ok((schema, batches))
     }
 
-    async fn verified(&self, part: &Part) -> Result<Bytes, StoreError> {
-        let path = Path::from(part.path.as_str());
-        let bytes = self.get(&path).await?.ok_or_else(|| StoreError::corrupt(&part.path, "the file is gone"))?;
-        if bytes.len() as u64 != part.bytes || hex(&Sha256::digest(&bytes)) != part.sha256 {
-            return Err(StoreError::corrupt(&part.path, "its checksum is not the manifest's"));
+    /// Some rows of a part: from the whole file when most of it is needed or it is at hand, else from its row groups.
+    async fn read_part(&self, part: &Part, rows: RowRange) -> Result<(SchemaRef, Vec<RecordBatch>), StoreError> {
+        let damaged = |reason| StoreError::corrupt(&part.path, reason);
+        let few = Groups::holding(part, rows).filter(|groups| groups.bytes() < part.bytes / 2);
+        let Some(groups) = few else {
+            return parquet_batches(self.whole(part).await?, Some(rows)).map_err(damaged);
+        };
+        if let Some(bytes) = self.cached(part).await {
+            return parquet_batches(bytes, Some(rows)).map_err(damaged);
         }
-        Ok(Bytes::from(bytes))
+        let mut file = Sparse { bytes: part.bytes, pieces: Vec::new() };
+        let footer = part.pieces.len() - 1..part.pieces.len();
+        for (range, pieces) in [(&groups.range, groups.held.clone()), (&groups.footer, footer)] {
+            file.pieces.push((range.start, self.piece(part, range.clone(), pieces).await?));
+        }
+        let local = RowRange { start: rows.start - groups.first_row, end: rows.end - groups.first_row };
+        decoded(file, Some(groups.held.collect()), Some(local)).map_err(damaged)
+    }
+
+    /// Bytes of some of a part's pieces, which lie at that range; each is checked.
+    async fn piece(&self, part: &Part, range: Range<u64>, pieces: Range<usize>) -> Result<Bytes, StoreError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let bytes = match self.objects.get_range(&Path::from(part.path.as_str()), range).await {
+            Ok(bytes) => bytes,
+            Err(object_store::Error::NotFound { .. }) => return Err(gone(part)),
+            Err(e) => return Err(StoreError::object("read", &part.path, e)),
+        };
+        let mut rest = bytes.clone();
+        for piece in &part.pieces[pieces] {
+            let length = usize::try_from(piece.bytes).unwrap_or(usize::MAX).min(rest.len());
+            check(part, &rest.split_to(length), piece.bytes, &piece.sha256)?;
+        }
+        Ok(bytes)
+    }
+
+    /// A whole part, from this machine's disk if it is there, and kept there.
+    async fn whole(&self, part: &Part) -> Result<Bytes, StoreError> {
+        let Some(cache) = &self.cache else { return self.fetched(part).await };
+        if let Some(bytes) = self.cached(part).await {
+            return Ok(bytes);
+        }
+        let turn = with_cache(cache, &part.sha256, |cache, sha256| cache.turn(sha256)).await;
+        // Whoever had the turn before has perhaps fetched it.
+        if let Some(bytes) = self.cached(part).await {
+            return Ok(bytes);
+        }
+        let bytes = self.fetched(part).await?;
+        let kept = bytes.clone();
+        with_cache(cache, &part.sha256, move |cache, sha256| cache.put(sha256, &kept)).await;
+        drop(turn);
+        Ok(bytes)
+    }
+
+    async fn cached(&self, part: &Part) -> Option<Bytes> {
+        let cache = self.cache.as_ref()?;
+        with_cache(cache, &part.sha256, |cache, sha256| Ok(cache.get(sha256))).await.flatten()
+    }
+
+    async fn fetched(&self, part: &Part) -> Result<Bytes, StoreError> {
+        let bytes = self.get(&Path::from(part.path.as_str())).await?.ok_or_else(|| gone(part))?;
+        check(part, &bytes, part.bytes, &part.sha256)?;
+        Ok(bytes)
+    }
+}
+
+/// Asks the cache on a thread that may block. A cache that fails is none: what it would have kept is fetched.
+async fn with_cache<T: Send + 'static>(
+    cache: &Arc<Cache>,
+    sha256: &str,
+    ask: impl FnOnce(&Cache, &str) -> std::io::Result<T> + Send + 'static,
+) -> Option<T> {
+    let (cache, sha256) = (Arc::clone(cache), sha256.to_owned());
+    match tokio::task::spawn_blocking(move || ask(&cache, &sha256)).await {
+        Ok(Ok(answer)) => Some(answer),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the cache of artifacts cannot be used");
+            None
+        }
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+fn gone(part: &Part) -> StoreError {
+    StoreError::corrupt(&part.path, "the file is gone")
+}
+
+fn check(part: &Part, bytes: &Bytes, length: u64, sha256: &str) -> Result<(), StoreError> {
+    if bytes.len() as u64 != length || hex(&Sha256::digest(bytes)) != sha256 {
+        return Err(StoreError::corrupt(&part.path, "its checksum is not the manifest's"));
+    }
+    Ok(())
+}
+
+/// The row groups of a part that hold some rows, and its footer.
+struct Groups {
+    /// Which.
+    held: Range<usize>,
+    /// Row in the part that they begin with.
+    first_row: u64,
+    /// Where they lie.
+    range: Range<u64>,
+    /// Where the footer lies.
+    footer: Range<u64>,
+}
+
+impl Groups {
+    /// `None` where the manifest does not tell of groups.
+    fn holding(part: &Part, rows: RowRange) -> Option<Self> {
+        let (footer, groups) = part.pieces.split_last()?;
+        let footer = part.bytes.checked_sub(footer.bytes)?..part.bytes;
+        let mut found = Self { held: 0..0, first_row: 0, range: 0..0, footer };
+        let (mut row, mut at) = (0, 0);
+        for (number, group) in groups.iter().enumerate() {
+            let held = RowRange { start: row, end: row + group.rows };
+            if held.overlaps(&rows) {
+                if found.held.is_empty() {
+                    found = Self { held: number..number, first_row: row, range: at..at, ..found };
+                }
+                (found.held.end, found.range.end) = (number + 1, at + group.bytes);
+            }
+            (row, at) = (held.end, at + group.bytes);
+        }
+        if found.held.is_empty() {
+            found.first_row = rows.start;
+        }
+        Some(found)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.range.end - self.range.start + self.footer.end - self.footer.start
+    }
+}
+
+/// A file of which only some pieces are here.
+struct Sparse {
+    bytes: u64,
+    /// Where each begins.
+    pieces: Vec<(u64, Bytes)>,
+}
+
+impl Sparse {
+    /// What is here from there on.
+    fn from(&self, start: u64) -> Result<Bytes, ParquetError> {
+        let inside = |(at, bytes): &&(u64, Bytes)| (*at..*at + bytes.len() as u64).contains(&start);
+        let (at, bytes) = self
+            .pieces
+            .iter()
+            .find(inside)
+            .ok_or_else(|| ParquetError::General(format!("byte {start} is in no row group that was asked for")))?;
+        Ok(bytes.slice(usize::try_from(start - at).unwrap_or(0)..))
+    }
+}
+
+impl Length for Sparse {
+    fn len(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl ChunkReader for Sparse {
+    type T = Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> Result<Reader<Bytes>, ParquetError> {
+        Ok(self.from(start)?.reader())
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        let from = self.from(start)?;
+        if from.len() < length {
+            return Err(ParquetError::EOF(format!("{length} bytes from {start} are not in one row group")));
+        }
+        Ok(from.slice(..length))
     }
 }

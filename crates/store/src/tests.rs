@@ -1,6 +1,7 @@
 //! The commit protocol and the journal, on a real folder and in memory.
 
 use super::*;
+use crate::faulty::Faulty;
 use arrow_array::{ArrayRef, Int32Array, RecordBatch};
 use rallrec_core::{
     ids::{Attempt, RowRange, StageName, TaskId, TimeMs},
@@ -141,6 +142,25 @@ async fn a_second_writer_fences_off_the_first() {
 }
 
 #[tokio::test]
+async fn a_store_is_tried_and_left_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let location = Location::Folder(folder.path().to_owned());
+    Store::open(&location, &BucketSettings::default(), "p1").await.unwrap();
+    assert_eq!(walk(folder.path()).len(), 0);
+}
+
+#[tokio::test]
+async fn a_file_system_without_hard_links_is_refused() {
+    let location = Location::Folder("/mnt/card".into());
+    for (number, wanted) in [(1, "has no hard links"), (95, "has no hard links"), (13, "make it writable")] {
+        let store =
+            Store::over(Arc::new(Faulty::new(|_| None, move |_| Some(std::io::Error::from_raw_os_error(number)))));
+        let refused = store.check(&location, "", "p1").await.unwrap_err().to_string();
+        assert!(refused.starts_with("/mnt/card cannot be the store: ") && refused.contains(wanted), "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn nobody_continues_what_a_later_term_has_written() {
     let (_folder, stores) = stores().await;
     for store in stores {
@@ -157,12 +177,6 @@ async fn nobody_continues_what_a_later_term_has_written() {
         }
         assert_eq!(records("watcher").follow().await.unwrap().len(), 2);
     }
-}
-
-#[tokio::test]
-async fn stores_that_overwrite_are_refused_and_the_others_left_clean() {
-    let store = Store::checked(Arc::new(InMemory::new()), "p1").await.unwrap();
-    assert!(store.get(&Path::from("probe/p1")).await.unwrap().is_none());
 }
 
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use rallrec_store::{Bucket, BucketError, BucketSettings, Object};
+use rallrec_store::{Bucket, BucketError, BucketSettings, Object, SettingsError};
 use std::{
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
@@ -174,11 +174,14 @@ async fn a_bucket_needs_an_address_and_credentials() {
         ("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9"),
     ] {
         let error = open(&settings(&[variable])).await.unwrap_err();
-        assert!(matches!(error, BucketError::Credentials(_)), "{error:?}");
+        assert!(matches!(error, BucketError::Settings(SettingsError::Credentials(_))), "{error:?}");
         assert!(error.to_string().contains("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), "{error}");
     }
     let error = open(&settings(&[("AWS_ACCESS_KEY_ID", "AKIA1")])).await.unwrap_err();
-    assert!(matches!(&error, BucketError::Settings(why) if why.contains("Secret")), "{error:?}");
+    assert!(
+        matches!(&error, BucketError::Settings(SettingsError::Settings(why)) if why.contains("Secret")),
+        "{error:?}"
+    );
     let signed_by_nobody = ("AWS_SKIP_SIGNATURE", "true");
     let with_password = settings(&[("AWS_ENDPOINT_URL", "http://me:very-secret@host"), signed_by_nobody]);
     let error = open(&with_password).await.unwrap_err();

@@ -1,7 +1,8 @@
 //! The services' TOML files. An unknown key is refused with its line; what stands in the environment goes before the file.
 
-use crate::failure::Failure;
+use crate::{failure::Failure, stores::CACHE_BYTES};
 use rallrec_queue::nats::NatsSettings;
+use rallrec_store::{BucketSettings, Location, S3Table};
 use serde::Deserialize;
 use std::{
     net::SocketAddr,
@@ -42,8 +43,11 @@ pub(super) struct CoordinatorConfig {
     /// Tells clusters on one NATS server apart.
     #[serde(default = "cluster")]
     pub(super) cluster: String,
-    /// The artifact store: a folder that every machine sees.
-    pub(super) store: PathBuf,
+    /// The artifact store: `s3://BUCKET/PREFIX`, or a folder that every machine sees.
+    pub(super) store: Location,
+    /// How S3 is reached.
+    #[serde(default)]
+    pub(super) s3: S3Table,
     /// Where the gRPC interface listens.
     #[serde(default = "listen")]
     pub(super) listen: SocketAddr,
@@ -82,8 +86,16 @@ pub(super) struct WorkerConfig {
     /// Tells clusters on one NATS server apart.
     #[serde(default = "cluster")]
     pub(super) cluster: String,
-    /// The artifact store: a folder that every machine sees.
-    pub(super) store: PathBuf,
+    /// The artifact store: `s3://BUCKET/PREFIX`, or a folder that every machine sees.
+    pub(super) store: Location,
+    /// How S3 is reached.
+    #[serde(default)]
+    pub(super) s3: S3Table,
+    /// Folder for parts of artifacts that were read: shared by the workers of a machine.
+    pub(super) cache: Option<PathBuf>,
+    /// The most that is kept there.
+    #[serde(default = "cache_bytes")]
+    pub(super) cache_bytes: u64,
     /// Pool that it belongs to.
     #[serde(default = "pool")]
     pub(super) pool: String,
@@ -99,6 +111,10 @@ pub(super) struct WorkerConfig {
     /// How NATS is reached.
     #[serde(default)]
     pub(super) nats: NatsConfig,
+}
+
+fn cache_bytes() -> u64 {
+    CACHE_BYTES
 }
 
 fn pool() -> String {
@@ -133,6 +149,14 @@ pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure
     })
 }
 
+/// Where S3 is and who asks: the environment, and where it says nothing the file.
+///
+/// # Errors
+/// [`Failure::Unreachable`] when the file with the credentials cannot be read.
+pub(super) fn buckets(environment: &BucketSettings, table: &S3Table) -> Result<BucketSettings, Failure> {
+    environment.clone().or(table).map_err(|e| Failure::Unreachable(e.to_string()))
+}
+
 /// As the queue wants it.
 pub(super) fn nats(config: &NatsConfig, cluster: &str, client: &str) -> NatsSettings {
     let servers = match std::env::var("RALLREC_NATS") {
@@ -163,6 +187,17 @@ mod tests {
     fn a_file_that_names_the_store_is_enough() {
         let config = parse("store = \"/data/store\"\n").unwrap();
         assert_eq!((config.pool.as_str(), config.slots, config.cluster.as_str()), ("cpu", 1, "main"));
+        assert_eq!(config.store, Location::Folder("/data/store".into()));
+    }
+
+    #[test]
+    fn a_store_in_s3_has_its_table() {
+        let config =
+            parse("store = \"s3://b/team\"\n[s3]\nendpoint = \"http://s3:9000\"\npath_style = true\n").unwrap();
+        assert_eq!(config.store.to_string(), "s3://b/team");
+        assert_eq!(config.s3.endpoint.as_deref(), Some("http://s3:9000"));
+        let refused = parse("store = \"s\"\n[s3]\nendpiont = 1\n").unwrap_err().to_string();
+        assert!(refused.contains("worker.toml:3:1: unknown field `endpiont`"), "{refused}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
     console::{Console, Mark, marked},
     failure::Failure,
     run::Place,
-    run_names,
+    run_names, stores,
 };
 use rallrec_coordinator::{LogError, LogReader};
 use rallrec_core::ids::{Attempt, RunId, StageName};
@@ -31,7 +31,7 @@ pub async fn logs(place: &Place, args: &LogsArgs, console: &Console) -> Result<(
             of_cluster(&cluster, &run, args, &printer).await
         }
         None => {
-            let store = Store::local(place.home.store()).await?;
+            let store = stores::to_read(place).await?;
             let run = run_names::resolve(&store.runs().await?, &args.run)?;
             of_store(&store, &run, args, &printer).await
         }

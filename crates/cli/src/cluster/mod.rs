@@ -5,11 +5,13 @@ mod client;
 mod config;
 mod connect;
 mod contexts;
+mod doctor;
 mod logs;
 mod services;
 
 pub use client::{active_runs, cancel, collect, drain, retry, status, submit, watch, workers};
 pub use connect::Cluster;
 pub use contexts::{choose_context, list as list_contexts};
+pub use doctor::doctor;
 pub use logs::logs;
 pub use services::{coordinator, worker};

@@ -1,7 +1,7 @@
 //! `coordinator` and `worker`: the two services, until they are told to stop.
 
 use super::config::{self, CoordinatorConfig, WorkerConfig};
-use crate::{clock, console::Console, embedded::Signals, failure::Failure, run::Place, sources::DigestCache};
+use crate::{clock, console::Console, embedded::Signals, failure::Failure, run::Place, sources::DigestCache, stores};
 use rallrec_coordinator::cluster::{ClusterError, ClusterSettings, Coordinator, LeaderError, Tls, Tokens};
 use rallrec_core::{ids::WorkerId, plan::PinnedSource};
 use rallrec_queue::{
@@ -9,7 +9,6 @@ use rallrec_queue::{
     nats::{NatsCoordinator, NatsWorker},
 };
 use rallrec_stages::{Cancel, ModelCache, StageError};
-use rallrec_store::Store;
 use rallrec_worker::{Board, Places, Profile, Worker};
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +24,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When its file is wrong, or NATS, the store or the address cannot be had.
-pub async fn coordinator(path: &Path, console: &Console) -> Result<(), Failure> {
+pub async fn coordinator(place: &Place, path: &Path, console: &Console) -> Result<(), Failure> {
     let stop = stop_signal();
     let config: CoordinatorConfig = config::read(path)?;
     let (tls, tokens) = access(&config, path, console)?;
@@ -39,7 +38,7 @@ pub async fn coordinator(path: &Path, console: &Console) -> Result<(), Failure> 
         tokens,
     };
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
-    let store = Store::local(&config.store).await?;
+    let store = stores::checked(&config.store, &config::buckets(&place.buckets, &config.s3)?).await?;
     // Says what is wrong with NATS before anybody waits.
     NatsCoordinator::connect(&settings.nats).await.map_err(unreachable)?;
     let coordinator = Coordinator::bind(store, settings).await.map_err(cluster_failure)?;
@@ -91,7 +90,10 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
     let config: WorkerConfig = config::read(path)?;
     let device = rallrec_llm::pick_device(&config.device).map_err(|e| Failure::Unreachable(e.to_string()))?;
     let id = WorkerId(format!("{}-{}", host(), clock::new_run_id()));
-    let store = Store::local(&config.store).await?;
+    let buckets = config::buckets(&place.buckets, &config.s3)?;
+    let cache = stores::cache(&config.store, &place.home, config.cache.as_deref(), config.cache_bytes);
+    let store = stores::with_cache(stores::checked(&config.store, &buckets).await?, cache)?;
+    let place = Place { sources: place.sources.clone().with_buckets(buckets), ..place.clone() };
     let queue = NatsWorker::connect(&config::nats(&config.nats, &config.cluster, &id.0)).await.map_err(unreachable)?;
     let words = queue.words();
     let worker = Worker {
@@ -100,7 +102,7 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         device,
         models: Arc::new(ModelCache::default()),
         tables: Arc::default(),
-        sources: Arc::new(MachinePlaces { place: place.clone(), fetching: Mutex::new(()) }),
+        sources: Arc::new(MachinePlaces { place, fetching: Mutex::new(()) }),
         cancel: Cancel::default(),
         board: Board::default(),
         progress_every: PROGRESS_EVERY,

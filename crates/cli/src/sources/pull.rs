@@ -78,6 +78,11 @@ impl Sources {
         Self { folder, entries, patience, hub: Hub::from_environment(), buckets: BucketSettings::from_environment() }
     }
 
+    /// With `s3:` sources from there.
+    pub fn with_buckets(self, buckets: BucketSettings) -> Self {
+        Self { buckets, ..self }
+    }
+
     /// With `hf:` sources from this Hub.
     pub fn with_hub(self, hub: Hub) -> Self {
         Self { hub, ..self }

@@ -7,11 +7,13 @@
 //! Deliberately not here: leases (beats are [`Words`], what they mean is the coordinator's), and any use of NATS as a store.
 
 mod coordinator;
+mod examine;
 mod names;
 mod words;
 mod worker;
 
 pub use coordinator::{NatsCoordinator, NatsRun};
+pub use examine::{NatsServerFacts, Sync, examine};
 pub use words::Words;
 pub use worker::NatsWorker;
 
