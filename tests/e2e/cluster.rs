@@ -39,7 +39,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let home = Home::new();
         let store = home.path().join("store").display().to_string();
         Self { home, nats: NatsServer::start(), addresses: Vec::new(), store, s3: String::new() }

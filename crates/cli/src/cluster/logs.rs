@@ -174,7 +174,7 @@ mod tests {
         };
         let place = LogPlace { stage: StageName("score".into()), shard: 2, attempt: Attempt(3) };
         let text = text_line(&place, &line, false);
-        assert_eq!(text, r#"2026-11-23 05:25:01 UTC WARN  score/2 (attempt 3): bad row row=3 w=x why="too long\n""#);
+        assert_eq!(text, r#"2026-11-23 06:05:01 UTC WARN  score/2 (attempt 3): bad row row=3 w=x why="too long\n""#);
         let json: Value = serde_json::from_str(&json_line(&place, &line)).unwrap();
         assert_eq!((&json["stage"], &json["fields"]["row"]), (&json!("score"), &json!(3)));
     }
