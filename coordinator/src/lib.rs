@@ -7,9 +7,12 @@
 mod clock;
 pub mod cluster;
 mod driver;
+pub mod gc;
+mod logs;
 mod ports;
 mod turn;
 
 pub use clock::{Clock, SystemClock};
 pub use driver::{Capacity, Control, Driver, DriverError, Notice, Observer, RunEnd, Settings};
+pub use logs::{LogError, LogReader};
 pub use ports::{Artifacts, Journal};

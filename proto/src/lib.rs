@@ -14,12 +14,12 @@ mod v1 {
     include!(concat!(env!("OUT_DIR"), "/rallrec.v1.rs"));
 }
 
-/// The coordinator's gRPC interface: server, client and messages.
+/// The coordinators' gRPC interfaces: servers, clients and messages.
 #[expect(
     missing_docs,
     unused_qualifications,
     clippy::allow_attributes,
-    reason = "generated from the .proto file, which is commented"
+    reason = "generated from the .proto files, which are commented"
 )]
 pub mod api {
     tonic::include_proto!("rallrec.api.v1");

@@ -15,7 +15,7 @@ pub(crate) const TINY: &str = "tests/pipelines/tiny.yaml";
 pub(crate) struct Process(Child);
 
 impl Process {
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
@@ -32,14 +32,14 @@ impl Drop for Process {
 pub(crate) struct Cluster {
     pub(crate) home: Home,
     pub(crate) nats: NatsServer,
-    addresses: Vec<String>,
+    pub(crate) addresses: Vec<String>,
     /// Where the store is, and the table that says how it is reached.
     store: String,
     s3: String,
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let home = Home::new();
         let store = home.path().join("store").display().to_string();
         Self { home, nats: NatsServer::start(), addresses: Vec::new(), store, s3: String::new() }
@@ -50,7 +50,7 @@ impl Cluster {
         Self { store: store.to_owned(), s3: s3.to_owned(), ..Self::new() }
     }
 
-    fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         PathBuf::from(&self.store)
     }
 
@@ -75,7 +75,12 @@ impl Cluster {
     }
 
     pub(crate) fn coordinator(&mut self) -> Process {
-        let config = self.config("coordinator.toml", "listen = \"127.0.0.1:0\"");
+        self.coordinator_with("listen = \"127.0.0.1:0\"")
+    }
+
+    /// With these lines in its file.
+    pub(crate) fn coordinator_with(&mut self, lines: &str) -> Process {
+        let config = self.config("coordinator.toml", lines);
         let (process, first) = self.service(&["coordinator", "--config", &config]);
         let (_, address) = first.rsplit_once(' ').expect("an address");
         self.addresses.push(address.to_owned());

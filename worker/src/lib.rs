@@ -6,18 +6,20 @@
 mod board;
 mod checkpoint;
 mod input;
+mod log;
 mod member;
 mod output;
 mod tables;
 mod task;
 
 pub use board::Board;
+pub use log::TaskLogs;
 pub use member::{Profile, serve};
 pub use tables::TableCache;
 pub use task::program;
 
 use rallrec_core::{ids::WorkerId, lane::Lane, plan::PinnedSource};
-use rallrec_queue::{QueueError, WorkerEnd};
+use rallrec_queue::{QueueError, WorkerEnd, nats::Words};
 use rallrec_stages::{Cancel, Device, ModelCache, StageError};
 use rallrec_store::Store;
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
@@ -67,6 +69,8 @@ pub struct Worker {
     pub board: Board,
     /// Least time between two progress reports of a task. Beats carry progress too, so a cluster needs few.
     pub progress_every: Duration,
+    /// Where log lines of tasks are told live; they are kept in the store in any case.
+    pub words: Option<Words>,
 }
 
 impl Worker {

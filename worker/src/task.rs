@@ -1,6 +1,6 @@
 //! One attempt, from the offer to the last report.
 
-use crate::{Worker, checkpoint::TaskCheckpoints, input::TaskInputs, output::TaskOutput};
+use crate::{Worker, checkpoint::TaskCheckpoints, input::TaskInputs, log::TaskLog, output::TaskOutput};
 use rallrec_core::{
     ids::{TimeMs, WorkerId},
     models::PinnedModel,
@@ -14,6 +14,7 @@ use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
+    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{runtime::Handle, sync::watch};
@@ -35,9 +36,10 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
     let send = async |outcome| worker.queue.report(&offer.run, rallrec_proto::encode_report(&report(outcome))).await;
     let entry = worker.board.enter(&offer);
     let (progress, mut heard) = watch::channel(Progress::default());
+    let log = TaskLog::new(worker, id, &offer);
     let mut thread = {
-        let (worker, offer, handle) = (worker.clone(), offer.clone(), Handle::current());
-        tokio::task::spawn_blocking(move || attempt(&worker, offer, &handle, &Sink(progress)))
+        let (worker, offer, handle, log) = (worker.clone(), offer.clone(), Handle::current(), Arc::clone(&log));
+        tokio::task::spawn_blocking(move || log.within(|| attempt(&worker, offer, &handle, &Sink(progress))))
     };
     // On its way while the stage begins. Should it kill this process, the coordinator must know who had it.
     let told = send(Outcome::Started).await;
@@ -62,6 +64,7 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
         // Outside the stage itself: reading inputs, committing.
         Err(join) => Outcome::Failed { class: FailureClass::Permanent, message: format!("a bug in rallrec: {join}") },
     };
+    log.finish().await;
     send(outcome).await
 }
 

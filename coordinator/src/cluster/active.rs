@@ -1,7 +1,7 @@
 //! A run that is being driven, as the leader sees it.
 
 use super::{RunWatcher, leader::LeaderError, record::Submitted};
-use crate::{Capacity, Clock, Control, Driver, DriverError, Notice, RunEnd, Settings};
+use crate::{Capacity, Clock, Control, Driver, DriverError, Notice, RunEnd, Settings, gc::wait_for_collections};
 use bytes::Bytes;
 use rallrec_core::{
     fleet::{Demand, RunDemand},
@@ -12,7 +12,7 @@ use rallrec_core::{
 };
 use rallrec_proto::encode_report;
 use rallrec_queue::{CoordinatorEnd, LeaderEnd};
-use rallrec_store::{Records, Store};
+use rallrec_store::{Records, Store, StoreError};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::{
     sync::{Notify, broadcast, mpsc, watch},
@@ -141,7 +141,12 @@ impl Active {
             }),
         };
         let (run, its_plan) = (run.clone(), Arc::clone(&plan));
+        let store = around.store.clone();
         drivers.spawn(async move {
+            // A run that goes on is kept by every collection; one that begins waits until none is under way.
+            if let Err(error) = wait_before(&store, &run, how).await {
+                return (run, Err(error.into()));
+            }
             let ended = match how {
                 How::TakeOver => driver.take_over(run.clone(), its_plan).await,
                 How::Resume => driver.resume().await,
@@ -161,4 +166,11 @@ impl Active {
     pub(super) async fn say(&self, control: Control) {
         let _ = self.control.send(control).await;
     }
+}
+
+async fn wait_before(store: &Store, run: &RunId, how: How) -> Result<(), StoreError> {
+    if how == How::Resume || Records::of_run(store.clone(), run, "reader").is_empty().await? {
+        wait_for_collections(store).await?;
+    }
+    Ok(())
 }

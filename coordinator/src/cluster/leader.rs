@@ -379,6 +379,9 @@ impl Leader {
                     None => Err(Refusal::NoRun(run)),
                     Some((_, None)) => Err(Refusal::Active(run)),
                     Some((_, Some(RunOutcome::Done))) => Err(Refusal::Done(run)),
+                    Some(_) if self.around.store.run_file(&run, "plan.json").await?.is_none() => {
+                        Err(Refusal::Collected(run))
+                    }
                     Some((submitted, Some(_))) => {
                         if let Next::Overtaken = self.submitted(&run, &submitted, How::Resume).await? {
                             return Ok(Next::Overtaken);

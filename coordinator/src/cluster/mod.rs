@@ -12,20 +12,24 @@
 //! not here: any decision about a run (its driver's, and [`rallrec_core::run`]'s) or about placement
 //! ([`rallrec_core::fleet`]'s).
 
+mod access;
 mod active;
+mod archive;
 mod candidate;
 mod leader;
 mod record;
 mod service;
 mod standby;
 
+pub use access::{Tls, Tokens, TokensError};
 pub use candidate::{Candidate, RunWatcher};
 pub use leader::LeaderError;
 pub use record::ClusterRecord;
+pub(crate) use record::active_runs;
 pub use service::{Interface, LEADER_HEADER};
 
 use crate::SystemClock;
-use rallrec_proto::api::coordinator_server::CoordinatorServer;
+use rallrec_proto::api::{archive_server::ArchiveServer, coordinator_server::CoordinatorServer};
 use rallrec_queue::nats::{NatsCoordinator, NatsSettings};
 use rallrec_store::Store;
 use std::{net::SocketAddr, sync::Arc};
@@ -42,6 +46,10 @@ pub struct ClusterSettings {
     pub address: Option<String>,
     /// How NATS is reached.
     pub nats: NatsSettings,
+    /// Its certificate; without one it speaks in the clear.
+    pub tls: Option<Tls>,
+    /// Tokens that it accepts; without any it asks for none.
+    pub tokens: Tokens,
 }
 
 /// Why a coordinator could not go on.
@@ -55,6 +63,9 @@ pub enum ClusterError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Its certificate or its key cannot be used.
+    #[error("the certificate of `[tls]` and its key cannot be used: {0}; both are PEM files, and belong together")]
+    Tls(tonic::transport::Error),
     /// The interface failed.
     #[error("the gRPC interface ended: {0}")]
     Interface(#[from] tonic::transport::Error),
@@ -97,15 +108,22 @@ impl Coordinator {
         let Self { store, settings, listener } = self;
         let address = settings.address.clone().unwrap_or_else(|| {
             let bound = listener.local_addr().map_or_else(|_| settings.listen.to_string(), |a| a.to_string());
-            format!("http://{bound}")
+            let scheme = if settings.tls.is_some() { "https" } else { "http" };
+            format!("{scheme}://{bound}")
         });
         let network = NatsCoordinator::connect(&settings.nats).await.map_err(LeaderError::from)?;
+        let archive = archive::Archive::new(store.clone(), settings.name.clone(), settings.nats.clone());
         let candidate = Candidate::new(store, Arc::new(network), Arc::new(SystemClock), settings.name, address);
         let interface = {
             let incoming = tonic::transport::server::TcpIncoming::from(listener);
             let mut stop = stop.clone();
-            tonic::transport::Server::builder()
-                .add_service(CoordinatorServer::new(candidate.interface()))
+            let mut server = tonic::transport::Server::builder();
+            if let Some(tls) = &settings.tls {
+                server = server.tls_config(tls.config()).map_err(ClusterError::Tls)?;
+            }
+            server
+                .add_service(CoordinatorServer::with_interceptor(candidate.interface(), settings.tokens.clone()))
+                .add_service(ArchiveServer::with_interceptor(archive, settings.tokens.clone()))
                 .serve_with_incoming_shutdown(incoming, async move { drop(stop.wait_for(|stop| *stop).await) })
         };
         tokio::select! {

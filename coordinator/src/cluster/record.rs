@@ -4,8 +4,9 @@ use rallrec_core::{
     ids::{RunId, TimeMs},
     run::RunOutcome,
 };
+use rallrec_store::{Records, Store, StoreError};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One thing that happened to the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,4 +77,16 @@ impl Runs {
             }
         }
     }
+}
+
+/// Runs that the cluster of this store drives or is to drive; none where there is no cluster.
+pub(crate) async fn active_runs(store: &Store) -> Result<BTreeSet<RunId>, StoreError> {
+    let mut runs = Runs::default();
+    for record in Records::of_cluster(store.clone(), "reader").replay().await? {
+        // As the leader does: what cannot be read is passed over.
+        if let Ok(record) = serde_json::from_slice(&record) {
+            runs.add(&record);
+        }
+    }
+    Ok(runs.0.into_iter().filter(|(_, run)| run.outcome.is_none()).map(|(run, _)| run).collect())
 }

@@ -45,6 +45,8 @@ pub(super) enum Refusal {
     Over(RunId),
     #[error("run {0} is done; there is nothing to try again")]
     Done(RunId),
+    #[error("`rallrec gc` has removed run {0}; submit its pipeline again")]
+    Collected(RunId),
     #[error("the plan cannot be run: {0}; use a client of the coordinator's version")]
     Plan(String),
     #[error("{0} cannot be a new run's id: it is taken, or has other characters than letters, digits and `-`")]
@@ -62,7 +64,9 @@ impl From<Refusal> for Status {
             Refusal::Store(_) => Self::unavailable(text),
             Refusal::NoRun(_) | Refusal::NoWorker(_) => Self::not_found(text),
             Refusal::Plan(_) | Refusal::RunId(_) => Self::invalid_argument(text),
-            Refusal::Active(_) | Refusal::Over(_) | Refusal::Done(_) => Self::failed_precondition(text),
+            Refusal::Active(_) | Refusal::Over(_) | Refusal::Done(_) | Refusal::Collected(_) => {
+                Self::failed_precondition(text)
+            }
         }
     }
 }

@@ -1,11 +1,12 @@
 //! From the command line to the command: the only module that knows all of them.
 
 use crate::{
-    args::{Cli, Command, Global, PipelineArgs},
-    cluster,
+    args::{Cli, ClusterArgs, Command, ContextAction, Global, PipelineArgs},
+    artifacts, cluster,
     console::{Console, LogWriter},
     data, doctor, explain,
     failure::{DONE, Failure},
+    gc,
     home::Home,
     load::{self, Absent},
     plan_view, report,
@@ -17,16 +18,17 @@ use crate::{
 };
 use clap::{CommandFactory, Parser};
 use rallrec_core::plan::Plan;
-use rallrec_store::BucketSettings;
+use rallrec_store::{BucketSettings, Store};
+use rallrec_worker::TaskLogs;
 use std::{path::PathBuf, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     // Wrong arguments end here with exit code 2, which is that of invalid input.
     let cli = Cli::parse();
     let console = Console::new(cli.global.color);
-    log_to_stderr(cli.global.verbose, &console);
+    log(cli.global.verbose, &console);
     match dispatch(cli, &console) {
         Ok(()) => ExitCode::from(DONE),
         Err(failure) => {
@@ -49,16 +51,24 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
             let plan = plan(&place, &pipeline, console)?;
             runtime()?.block_on(async { plan_view::show(&open(&place).await?, &plan, json, console).await })
         }
-        Command::Explain { run, stage, against } => runtime()?
-            .block_on(async { explain::show(&open(&place).await?, &run, &stage, against.as_deref(), console).await }),
-        Command::Runs { json } => {
+        Command::Explain { run, stage, against, cluster } => runtime()?.block_on(async {
+            explain::show(&archive(&place, &cluster).await?, &run, &stage, against.as_deref(), console).await
+        }),
+        Command::Runs { json, cluster } => runtime()?.block_on(async {
+            if let Some(cluster) = cluster::Cluster::named(&cluster)? {
+                let active = cluster::active_runs(&cluster).await?;
+                return runs::show(&cluster.store(), &|run| active.contains(run), json, console).await;
+            }
             let locks = RunLocks::new(&place.home);
-            runtime()?
-                .block_on(async { runs::show(&open(&place).await?, &|run| locks.is_held(run), json, console).await })
+            runs::show(&open(&place).await?, &|run| locks.is_held(run), json, console).await
+        }),
+        Command::Report { run, format, cluster } => {
+            runtime()?.block_on(async { report::show(&archive(&place, &cluster).await?, &run, format, console).await })
         }
-        Command::Report { run, format } => {
-            runtime()?.block_on(async { report::show(&open(&place).await?, &run, format, console).await })
-        }
+        Command::Artifacts { run, stage, json, cluster } => runtime()?.block_on(async {
+            artifacts::show(&archive(&place, &cluster).await?, &run, stage.as_deref(), json, console).await
+        }),
+        Command::Logs(args) => runtime()?.block_on(cluster::logs(&place, &args, console)),
         Command::Schema => {
             let schema = rallrec_core::schema::json_schema();
             console.print(&serde_json::to_string_pretty(&schema).map_err(anyhow::Error::from)?);
@@ -69,18 +79,15 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Coordinator { config } => runtime()?.block_on(cluster::coordinator(&place, &config, console)),
         Command::Worker { config } => runtime()?.block_on(cluster::worker(&place, &config, console)),
         Command::Submit(args) => runtime()?.block_on(cluster::submit(&place, &args, console)),
-        Command::Status(args) => runtime()?.block_on(cluster::status(&args.coordinator, console)),
-        Command::Watch { run, json, cluster: args } => {
-            runtime()?.block_on(cluster::watch(&args.coordinator, &run, json, console))
-        }
-        Command::Cancel { run, cluster: args } => {
-            runtime()?.block_on(cluster::cancel(&args.coordinator, &run, console))
-        }
-        Command::Retry { run, cluster: args } => runtime()?.block_on(cluster::retry(&args.coordinator, &run, console)),
-        Command::Workers(args) => runtime()?.block_on(cluster::workers(&args.coordinator, console)),
-        Command::Drain { worker, cluster: args } => {
-            runtime()?.block_on(cluster::drain(&args.coordinator, &worker, console))
-        }
+        Command::Status(args) => runtime()?.block_on(cluster::status(&args, console)),
+        Command::Watch { run, json, cluster: args } => runtime()?.block_on(cluster::watch(&args, &run, json, console)),
+        Command::Cancel { run, cluster: args } => runtime()?.block_on(cluster::cancel(&args, &run, console)),
+        Command::Retry { run, failed: _, cluster: args } => runtime()?.block_on(cluster::retry(&args, &run, console)),
+        Command::Workers(args) => runtime()?.block_on(cluster::workers(&args, console)),
+        Command::Drain { worker, cluster: args } => runtime()?.block_on(cluster::drain(&args, &worker, console)),
+        Command::Gc(args) => runtime()?.block_on(gc::gc(&place, &args, console)),
+        Command::Context { action: ContextAction::List } => cluster::list_contexts(console),
+        Command::Context { action: ContextAction::Use { name } } => cluster::choose_context(&name, console),
         Command::Doctor { config: None } => runtime()?.block_on(doctor::examine(&place, console)),
         Command::Doctor { config: Some(path) } => runtime()?.block_on(cluster::doctor(&place, &path, console)),
         Command::Completions { shell } => {
@@ -97,6 +104,14 @@ fn place(global: &Global) -> Place {
     let buckets = BucketSettings::from_environment();
     let sources = Sources::new(home.sources(), catalogue(), Patience::default()).with_buckets(buckets.clone());
     Place { home, sources, buckets }
+}
+
+/// The store of the cluster that is named, or this machine's.
+async fn archive(place: &Place, args: &ClusterArgs) -> Result<Store, Failure> {
+    match cluster::Cluster::named(args)? {
+        Some(cluster) => Ok(cluster.store()),
+        None => open(place).await,
+    }
 }
 
 /// Checks every file, and goes on to the next when one is refused.
@@ -133,7 +148,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Failure::Other(e.into()))
 }
 
-fn log_to_stderr(verbose: u8, console: &Console) {
+fn log(verbose: u8, console: &Console) {
     let default = match verbose {
         0 => "warn",
         1 => {
@@ -146,5 +161,9 @@ fn log_to_stderr(verbose: u8, console: &Console) {
     let filter = EnvFilter::try_from_env("RALLREC_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let writer = LogWriter(console.clone());
     let color = console.colors_stderr();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(move || writer.clone()).init();
+    let stderr = tracing_subscriber::fmt::layer().with_ansi(color).with_writer(move || writer.clone());
+    tracing_subscriber::registry()
+        .with(stderr.with_filter(filter))
+        .with(TaskLogs.with_filter(LevelFilter::INFO))
+        .init();
 }

@@ -75,12 +75,18 @@ pub enum Command {
         /// The run to compare with; by default the latest earlier run of the same pipeline
         #[arg(long, value_name = "RUN")]
         against: Option<String>,
+        /// The cluster, if not this machine's store is meant
+        #[command(flatten)]
+        cluster: ClusterArgs,
     },
     /// List the runs in the store
     Runs {
         /// Print JSON, one line a run
         #[arg(long)]
         json: bool,
+        /// The cluster, if not this machine's store is meant
+        #[command(flatten)]
+        cluster: ClusterArgs,
     },
     /// Print the metrics of a run
     Report {
@@ -89,7 +95,25 @@ pub enum Command {
         /// How to print it
         #[arg(long, default_value = "md")]
         format: ReportFormat,
+        /// The cluster, if not this machine's store is meant
+        #[command(flatten)]
+        cluster: ClusterArgs,
     },
+    /// List what a run's tasks made: keys, rows, bytes
+    Artifacts {
+        /// The run: an id, the beginning of one, or `last`
+        run: String,
+        /// Of one stage only
+        stage: Option<String>,
+        /// Print JSON, one line an artifact
+        #[arg(long)]
+        json: bool,
+        /// The cluster, if not this machine's store is meant
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Print what a run's tasks logged
+    Logs(LogsArgs),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
     /// Data sets: list them, or pull one
@@ -145,10 +169,13 @@ pub enum Command {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
-    /// Go on with a cluster's run that failed or was cancelled
+    /// Go on with a cluster's run that failed or was cancelled: what failed is tried again, what is done is kept
     Retry {
         /// The run: an id, the beginning of one, or `last`
         run: String,
+        /// Said for readers: only what failed is ever tried again
+        #[arg(long)]
+        failed: bool,
         /// The cluster
         #[command(flatten)]
         cluster: ClusterArgs,
@@ -162,6 +189,14 @@ pub enum Command {
         /// The cluster
         #[command(flatten)]
         cluster: ClusterArgs,
+    },
+    /// Remove what no kept run can reach; says what that is, and removes it with --delete
+    Gc(GcArgs),
+    /// Clusters by name: list them, or choose the one that commands mean
+    Context {
+        /// What to do with them
+        #[command(subcommand)]
+        action: ContextAction,
     },
     /// Print a completion script for a shell
     Completions {
@@ -204,11 +239,72 @@ pub struct RunArgs {
 }
 
 /// Which cluster.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct ClusterArgs {
-    /// Addresses of its coordinators, separated by commas; whichever leads is asked
-    #[arg(long, env = "RALLREC_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
-    pub coordinator: String,
+    /// Addresses of a cluster's coordinators, separated by commas [env: RALLREC_COORDINATOR]
+    #[arg(long, value_name = "URL")]
+    pub coordinator: Option<String>,
+    /// A cluster by its name in the config file [env: RALLREC_CONTEXT]
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// File with the certificates to trust in place of the system's [env: RALLREC_CA]
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// File with the token [env: RALLREC_TOKEN_FILE; RALLREC_TOKEN is the token itself]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Arguments of `logs`.
+#[derive(Clone, Debug, Args)]
+pub struct LogsArgs {
+    /// The run: an id, the beginning of one, or `last`
+    pub run: String,
+    /// Of one stage only, or of one of its shards
+    #[arg(value_name = "STAGE[/SHARD]", value_parser = task)]
+    pub task: Option<(String, Option<u32>)>,
+    /// Go on with what comes until the run ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// The cluster, if not this machine's store is meant
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Arguments of `gc`.
+#[derive(Clone, Debug, Args)]
+pub struct GcArgs {
+    /// Keep the latest N done runs of each pipeline, and what came after them
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<u32>,
+    /// Keep runs that ended within so many days
+    #[arg(long, value_name = "DAYS")]
+    pub keep_days: Option<u32>,
+    /// Remove this run in any case; an id, unless it is active
+    #[arg(long, value_name = "RUN")]
+    pub forget: Vec<String>,
+    /// Remove it
+    #[arg(long)]
+    pub delete: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The cluster, if not this machine's store is meant
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// `STAGE` or `STAGE/SHARD`.
+fn task(text: &str) -> Result<(String, Option<u32>), String> {
+    let wrong = || "write STAGE or STAGE/SHARD, for example score/17".to_owned();
+    match text.split_once('/') {
+        None if !text.is_empty() => Ok((text.to_owned(), None)),
+        Some((stage, shard)) if !stage.is_empty() => Ok((stage.to_owned(), Some(shard.parse().map_err(|_| wrong())?))),
+        _ => Err(wrong()),
+    }
 }
 
 /// Arguments of `submit`.
@@ -235,6 +331,18 @@ pub struct SubmitArgs {
     /// The cluster
     #[command(flatten)]
     pub cluster: ClusterArgs,
+}
+
+/// What to do with contexts.
+#[derive(Debug, Subcommand)]
+pub enum ContextAction {
+    /// List those of the config file
+    List,
+    /// Make one the cluster that is meant when none is named
+    Use {
+        /// Its name
+        name: String,
+    },
 }
 
 /// What to do with sources.
@@ -297,6 +405,13 @@ mod tests {
     fn exit_codes_stand_in_the_help() {
         let help = Cli::command().render_long_help().to_string();
         assert!(help.contains("130  interrupted"), "{help}");
+    }
+
+    #[test]
+    fn tasks_are_named_by_stage_and_shard() {
+        assert_eq!(task("score"), Ok(("score".into(), None)));
+        assert_eq!(task("score/17"), Ok(("score".into(), Some(17))));
+        assert!(["", "/1", "score/", "score/x"].iter().all(|t| task(t).is_err()));
     }
 
     #[test]

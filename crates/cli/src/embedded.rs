@@ -71,6 +71,7 @@ impl Session {
             cancel: Cancel::default(),
             board: Board::default(),
             progress_every: PROGRESS_EVERY,
+            words: None,
         };
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
         let signals = tokio::spawn(obey_signals(Signals::caught(), control, console.clone()));

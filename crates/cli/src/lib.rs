@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod args;
+pub mod artifacts;
 pub mod clock;
 pub mod cluster;
 pub mod console;
@@ -14,6 +15,7 @@ pub mod doctor;
 pub mod embedded;
 pub mod explain;
 pub mod failure;
+pub mod gc;
 pub mod history;
 pub mod home;
 pub mod load;

@@ -18,7 +18,7 @@ use crate::{
     sources::Sources,
     stores,
 };
-use rallrec_coordinator::RunEnd;
+use rallrec_coordinator::{RunEnd, gc::wait_for_collections};
 use rallrec_core::{
     ids::RunId,
     plan::Plan,
@@ -58,7 +58,7 @@ pub async fn run(place: &Place, args: &RunArgs, console: &Console) -> Result<(),
         stage.resources.pool = POOL.to_owned();
     }
     let store = stores::to_work_in(place).await?;
-    let chosen = choose(&store, &RunLocks::new(&place.home), &plan, args.new).await?;
+    let chosen = choose_in_peace(&store, &RunLocks::new(&place.home), &plan, args.new).await?;
     let verb = if chosen.resumed { "resuming run" } else { "run" };
     console.note(&format!("{verb} {} of {}, {} stages", chosen.run, plan.pipeline, plan.stages.len()));
     let view = Arc::new(Mutex::new(RunView::new(&plan, args.json, console)));
@@ -100,6 +100,16 @@ pub struct Chosen {
     pub resumed: bool,
     /// Held while this process drives the run.
     _lock: File,
+}
+
+/// Chooses while no collection is under way: what was chosen before its end may be gone after it.
+async fn choose_in_peace(store: &Store, locks: &RunLocks, plan: &Plan, new: bool) -> Result<Chosen, Failure> {
+    loop {
+        let chosen = choose(store, locks, plan, new).await?;
+        if !wait_for_collections(store).await? || store.run_file(&chosen.run, PLAN_FILE).await?.is_some() {
+            return Ok(chosen);
+        }
+    }
 }
 
 /// The latest run of exactly this plan if it is unfinished, else a new one.

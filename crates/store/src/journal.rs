@@ -44,6 +44,14 @@ impl Records {
         self.next
     }
 
+    /// Whether nothing was ever put.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or the first record is not one of ours.
+    pub async fn is_empty(&self) -> Result<bool, StoreError> {
+        Ok(self.try_read(0).await?.is_none())
+    }
+
     /// Records that were put since the last one that was read, without listing the folder. What was read before an error is
     /// given; the error then shows the next time.
     ///

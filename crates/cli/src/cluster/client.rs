@@ -1,7 +1,8 @@
 //! What people say to a coordinator. A standby's answer names the leader, and the client goes there.
 
+use super::connect::Cluster;
 use crate::{
-    args::SubmitArgs,
+    args::{ClusterArgs, SubmitArgs},
     clock,
     console::{Console, thousands},
     embedded::locked,
@@ -10,7 +11,7 @@ use crate::{
     run::{Place, failed_tasks},
     run_view::RunView,
 };
-use rallrec_coordinator::cluster::LEADER_HEADER;
+use rallrec_coordinator::gc::Collected;
 use rallrec_core::{
     ids::{RunId, TimeMs},
     models::PinnedModel,
@@ -19,83 +20,16 @@ use rallrec_core::{
     task::Outcome,
 };
 use rallrec_proto::{
-    api::{self, coordinator_client::CoordinatorClient, watch_reply::What},
+    api::{self, watch_reply::What},
     decode_report,
 };
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Instant,
 };
-use tonic::{Code, Status, transport::Channel};
-
-/// How long a command looks for a leader: longer than a standby needs to take over.
-const PATIENCE: Duration = Duration::from_secs(15);
-
-type Client = CoordinatorClient<Channel>;
-
-/// The coordinators that a command may ask.
-struct Cluster {
-    addresses: Vec<String>,
-}
-
-impl Cluster {
-    fn new(addresses: &str) -> Self {
-        Self { addresses: addresses.split(',').map(|a| a.trim().to_owned()).filter(|a| !a.is_empty()).collect() }
-    }
-
-    /// Asks whoever leads, as long as it takes one to.
-    async fn ask<T>(&self, ask: impl AsyncFn(Client) -> Result<T, Status>) -> Result<T, Failure> {
-        let until = Instant::now() + PATIENCE;
-        let mut next = self.addresses.clone();
-        loop {
-            let mut last = "no address was given".to_owned();
-            let mut leader = None;
-            for address in std::mem::take(&mut next) {
-                let client = match Client::connect(address.clone()).await {
-                    Ok(client) => client,
-                    Err(error) => {
-                        last = format!("{address}: {}", root(&error));
-                        continue;
-                    }
-                };
-                match ask(client).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(status) => {
-                        let named =
-                            status.metadata().get(LEADER_HEADER).and_then(|v| v.to_str().ok()).map(str::to_owned);
-                        match status.code() {
-                            _ if named.is_some() => leader = named,
-                            Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
-                                return Err(Failure::Invalid(status.message().to_owned()));
-                            }
-                            // Nobody leads at the moment, or the one that did died while it answered.
-                            _ => {}
-                        }
-                        last = format!("{address}: {}", status.message());
-                    }
-                }
-            }
-            if Instant::now() >= until {
-                return Err(Failure::Unreachable(format!(
-                    "no coordinator answers: {last}; name its address with --coordinator or RALLREC_COORDINATOR"
-                )));
-            }
-            // Also when a leader is named: it may be the one that just died.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            next.extend(leader);
-            next.extend(self.addresses.iter().cloned());
-        }
-    }
-}
-
-fn root(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
-}
+use tonic::Code;
 
 /// Hands a pipeline in; with `--wait` shows the run and ends as it does.
 ///
@@ -114,7 +48,7 @@ pub async fn submit(place: &Place, args: &SubmitArgs, console: &Console) -> Resu
         new: args.new,
         run: clock::new_run_id().0,
     };
-    let cluster = Cluster::new(&args.cluster.coordinator);
+    let cluster = Cluster::of(&args.cluster)?;
     let reply = cluster.ask(async |mut client| Ok(client.submit(request.clone()).await?.into_inner())).await?;
     let verb = if reply.resumed { "goes on" } else { "submitted" };
     console.note(&format!("run {} {verb}, {} stages", reply.run, plan.stages.len()));
@@ -152,8 +86,8 @@ fn absolute_paths(plan: &mut Plan, file: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 /// When there is no such run, nobody leads, or the run does not end well.
-pub async fn watch(coordinator: &str, run: &str, json: bool, console: &Console) -> Result<(), Failure> {
-    let cluster = Cluster::new(coordinator);
+pub async fn watch(cluster: &ClusterArgs, run: &str, json: bool, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::of(cluster)?;
     let run = resolve(&cluster, run).await?;
     follow(&cluster, &run, json, console).await
 }
@@ -274,12 +208,34 @@ async fn resolve(cluster: &Cluster, word: &str) -> Result<RunId, Failure> {
     crate::run_names::resolve(&ids, word)
 }
 
+/// Removes what no kept run can reach from the cluster's store, or says what that is.
+///
+/// # Errors
+/// When a coordinator refuses, or none answers.
+pub async fn collect(cluster: &Cluster, request: api::CollectRequest) -> Result<Collected, Failure> {
+    let asked = cluster.read(|mut archive| {
+        let request = request.clone();
+        async move { Ok(archive.collect(request).await?.into_inner()) }
+    });
+    Ok(serde_json::from_slice(&asked.await?.collected_json).map_err(anyhow::Error::from)?)
+}
+
+/// The runs that the cluster drives now.
+///
+/// # Errors
+/// When nobody leads.
+pub async fn active_runs(cluster: &Cluster) -> Result<BTreeSet<RunId>, Failure> {
+    let request = api::ListRunsRequest {};
+    let runs = cluster.ask(async |mut client| Ok(client.list_runs(request).await?.into_inner())).await?;
+    Ok(runs.runs.into_iter().filter(|run| run.state == "active").map(|run| RunId(run.run)).collect())
+}
+
 /// Lists the cluster's runs.
 ///
 /// # Errors
 /// When nobody leads.
-pub async fn status(coordinator: &str, console: &Console) -> Result<(), Failure> {
-    let cluster = Cluster::new(coordinator);
+pub async fn status(cluster: &ClusterArgs, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::of(cluster)?;
     let reply =
         cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
     let rows = reply.runs.into_iter().map(|run| {
@@ -298,8 +254,8 @@ pub async fn status(coordinator: &str, console: &Console) -> Result<(), Failure>
 ///
 /// # Errors
 /// When nobody leads.
-pub async fn workers(coordinator: &str, console: &Console) -> Result<(), Failure> {
-    let cluster = Cluster::new(coordinator);
+pub async fn workers(cluster: &ClusterArgs, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::of(cluster)?;
     let request = api::ListWorkersRequest {};
     let reply = cluster.ask(async |mut client| Ok(client.list_workers(request).await?.into_inner())).await?;
     let rows = reply.workers.into_iter().map(|worker| {
@@ -316,8 +272,8 @@ pub async fn workers(coordinator: &str, console: &Console) -> Result<(), Failure
 ///
 /// # Errors
 /// When there is no such run, or nobody leads.
-pub async fn cancel(coordinator: &str, run: &str, console: &Console) -> Result<(), Failure> {
-    let cluster = Cluster::new(coordinator);
+pub async fn cancel(cluster: &ClusterArgs, run: &str, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::of(cluster)?;
     let run = resolve(&cluster, run).await?.0;
     let request = api::CancelRequest { run: run.clone() };
     cluster.ask(async |mut client| client.cancel(request.clone()).await).await?;
@@ -329,8 +285,8 @@ pub async fn cancel(coordinator: &str, run: &str, console: &Console) -> Result<(
 ///
 /// # Errors
 /// When there is no such run, or nobody leads.
-pub async fn retry(coordinator: &str, run: &str, console: &Console) -> Result<(), Failure> {
-    let cluster = Cluster::new(coordinator);
+pub async fn retry(cluster: &ClusterArgs, run: &str, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::of(cluster)?;
     let run = resolve(&cluster, run).await?.0;
     let request = api::RetryRequest { run: run.clone() };
     cluster.ask(async |mut client| client.retry(request.clone()).await).await?;
@@ -342,8 +298,8 @@ pub async fn retry(coordinator: &str, run: &str, console: &Console) -> Result<()
 ///
 /// # Errors
 /// When there is no such worker, or nobody leads.
-pub async fn drain(coordinator: &str, worker: &str, console: &Console) -> Result<(), Failure> {
-    let cluster = Cluster::new(coordinator);
+pub async fn drain(cluster: &ClusterArgs, worker: &str, console: &Console) -> Result<(), Failure> {
+    let cluster = Cluster::of(cluster)?;
     let request = api::DrainRequest { worker: worker.to_owned() };
     cluster.ask(async |mut client| client.drain(request.clone()).await).await?;
     console.note(&format!("worker {worker} takes no further task"));

@@ -53,12 +53,26 @@ pub(super) struct CoordinatorConfig {
     pub(super) listen: SocketAddr,
     /// Where people and other coordinators reach it, if not there.
     pub(super) address: Option<String>,
-    /// Listen beyond this machine without TLS and tokens.
+    /// Listen beyond this machine without TLS or without tokens.
     #[serde(default)]
     pub(super) insecure: bool,
+    /// The interface's certificate.
+    pub(super) tls: Option<TlsConfig>,
+    /// File with the tokens that are accepted, one a line.
+    pub(super) token_file: Option<PathBuf>,
     /// How NATS is reached.
     #[serde(default)]
     pub(super) nats: NatsConfig,
+}
+
+/// A certificate and its key, as PEM files.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TlsConfig {
+    /// The certificate, with those between it and its authority's.
+    pub(super) cert: PathBuf,
+    /// Its private key.
+    pub(super) key: PathBuf,
 }
 
 fn listen() -> SocketAddr {

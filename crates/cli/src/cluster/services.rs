@@ -2,7 +2,7 @@
 
 use super::config::{self, CoordinatorConfig, WorkerConfig};
 use crate::{clock, console::Console, embedded::Signals, failure::Failure, run::Place, sources::DigestCache, stores};
-use rallrec_coordinator::cluster::{ClusterError, ClusterSettings, Coordinator, LeaderError};
+use rallrec_coordinator::cluster::{ClusterError, ClusterSettings, Coordinator, LeaderError, Tls, Tokens};
 use rallrec_core::{ids::WorkerId, plan::PinnedSource};
 use rallrec_queue::{
     QueueError,
@@ -27,28 +27,58 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 pub async fn coordinator(place: &Place, path: &Path, console: &Console) -> Result<(), Failure> {
     let stop = stop_signal();
     let config: CoordinatorConfig = config::read(path)?;
-    if !config.listen.ip().is_loopback() && !config.insecure {
-        return Err(Failure::Invalid(format!(
-            "{}: `listen = \"{}\"` is reachable from other machines, and there are no TLS and tokens yet: listen on 127.0.0.1 behind a proxy that has them, or accept the risk with `insecure = true`",
-            path.display(),
-            config.listen
-        )));
-    }
+    let (tls, tokens) = access(&config, path, console)?;
     let name = format!("{}-{}", host(), clock::new_run_id());
     let settings = ClusterSettings {
         nats: config::nats(&config.nats, &config.cluster, &name),
         name,
         listen: config.listen,
         address: config.address,
+        tls,
+        tokens,
     };
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let store = stores::checked(&config.store, &config::buckets(&place.buckets, &config.s3)?).await?;
     // Says what is wrong with NATS before anybody waits.
     NatsCoordinator::connect(&settings.nats).await.map_err(unreachable)?;
     let coordinator = Coordinator::bind(store, settings).await.map_err(cluster_failure)?;
     if let Ok(address) = coordinator.address() {
-        console.note(&format!("coordinator of cluster {} on http://{address}", config.cluster));
+        console.note(&format!("coordinator of cluster {} on {scheme}://{address}", config.cluster));
     }
     coordinator.serve(stop).await.map_err(cluster_failure)
+}
+
+/// Who may speak to it. Beyond this machine nobody may unless it has both TLS and tokens, or is told to let everybody.
+fn access(config: &CoordinatorConfig, path: &Path, console: &Console) -> Result<(Option<Tls>, Tokens), Failure> {
+    let read = |file: &Path| std::fs::read(file).map_err(|e| Failure::Unreachable(format!("{}: {e}", file.display())));
+    let tls = match &config.tls {
+        Some(tls) => Some(Tls::new(read(&tls.cert)?, read(&tls.key)?)),
+        None => None,
+    };
+    let tokens = match &config.token_file {
+        Some(file) => {
+            let text = String::from_utf8_lossy(&read(file)?).into_owned();
+            Tokens::read(&text).map_err(|e| Failure::Invalid(format!("{}: {e}", file.display())))?
+        }
+        None => Tokens::default(),
+    };
+    if config.listen.ip().is_loopback() || (tls.is_some() && tokens.are_asked()) {
+        return Ok((tls, tokens));
+    }
+    let missing = match (&tls, tokens.are_asked()) {
+        (None, false) => "TLS and a token",
+        (None, true) => "TLS",
+        (Some(_), _) => "a token",
+    };
+    if !config.insecure {
+        return Err(Failure::Invalid(format!(
+            "{}: `listen = \"{}\"` is reachable from other machines without {missing}: give `[tls] cert, key` and `token_file`, listen on 127.0.0.1, or accept the risk with `insecure = true`",
+            path.display(),
+            config.listen
+        )));
+    }
+    console.warn(&format!("{} is reachable from other machines without {missing}", config.listen));
+    Ok((tls, tokens))
 }
 
 /// Runs a worker until SIGTERM or Ctrl-C, then drains it.
@@ -76,6 +106,7 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         cancel: Cancel::default(),
         board: Board::default(),
         progress_every: PROGRESS_EVERY,
+        words: Some(words.clone()),
     };
     let profile = Profile {
         id: id.clone(),
@@ -147,6 +178,7 @@ fn cluster_failure(error: ClusterError) -> Failure {
         ClusterError::Leader(LeaderError::Store(error)) => error.into(),
         ClusterError::Leader(LeaderError::Queue(error)) => unreachable(error),
         ClusterError::Listen { .. } => Failure::Unreachable(error.to_string()),
+        ClusterError::Tls(_) => Failure::Invalid(error.to_string()),
         other => Failure::Other(other.into()),
     }
 }

@@ -45,7 +45,7 @@ impl Names {
         format!("rallrec.{}.offer.{}.{}.{run}.{stage}.{shard}.{attempt}", self.cluster, lane.pool, model(lane))
     }
 
-    /// The offer that a subject of [`Self::offer`] is of.
+    /// The offer that a subject of [`Self::offer`] or [`Self::log`] is of.
     pub(crate) fn offer_name(subject: &str) -> Option<OfferName> {
         let mut numbers = subject.rsplit('.').map_while(|token| token.parse::<u32>().ok());
         let (attempt, shard, stage) = (numbers.next()?, numbers.next()?, numbers.next()?);
@@ -84,10 +84,12 @@ impl Names {
         format!("rallrec.{}.leader", self.cluster)
     }
 
-    /// A task's log lines as they are written; with `None` those of all tasks of the run.
-    pub(crate) fn log(&self, run: &RunId, task: Option<TaskId>) -> String {
-        match task {
-            Some(TaskId { stage, shard }) => format!("rallrec.{}.log.{run}.{stage}.{shard}", self.cluster),
+    /// An attempt's log lines as they are written; with `None` those of all attempts of the run.
+    pub(crate) fn log(&self, run: &RunId, name: Option<OfferName>) -> String {
+        match name {
+            Some(OfferName { task: TaskId { stage, shard }, attempt }) => {
+                format!("rallrec.{}.log.{run}.{stage}.{shard}.{attempt}", self.cluster)
+            }
             None => format!("rallrec.{}.log.{run}.>", self.cluster),
         }
     }

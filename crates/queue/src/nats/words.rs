@@ -1,11 +1,11 @@
 //! Words that may be lost, because the next one says it again: beats, orders, the leader's sign of life, log lines.
 
-use super::{Connection, NatsSettings};
-use crate::QueueError;
+use super::{Connection, NatsSettings, names::Names};
+use crate::{OfferName, QueueError};
 use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use rallrec_core::ids::{RunId, TaskId, WorkerId};
+use rallrec_core::ids::{RunId, WorkerId};
 
 /// Says and hears words. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -83,24 +83,21 @@ impl Words {
         self.hear(self.connection.names.leader()).await
     }
 
-    /// A line of a task's log.
+    /// Lines of an attempt's log.
     ///
     /// # Errors
     /// When the connection is closed.
-    pub async fn log(&self, run: &RunId, task: TaskId, line: Bytes) -> Result<(), QueueError> {
-        self.say(self.connection.names.log(run, Some(task)), line).await
+    pub async fn log(&self, run: &RunId, name: OfferName, lines: Bytes) -> Result<(), QueueError> {
+        self.say(self.connection.names.log(run, Some(name)), lines).await
     }
 
-    /// Log lines of a run's tasks, or of one task, from now on.
+    /// What the attempts of a run log from now on.
     ///
     /// # Errors
     /// When the connection is closed.
-    pub async fn logs(
-        &self,
-        run: &RunId,
-        task: Option<TaskId>,
-    ) -> Result<impl Stream<Item = Bytes> + Send + use<>, QueueError> {
-        self.hear(self.connection.names.log(run, task)).await
+    pub async fn logs(&self, run: &RunId) -> Result<impl Stream<Item = (OfferName, Bytes)> + Send + use<>, QueueError> {
+        let heard = self.subscribe(self.connection.names.log(run, None)).await?;
+        Ok(heard.filter_map(async |message| Some((Names::offer_name(&message.subject)?, message.payload))))
     }
 
     async fn say(&self, subject: String, payload: Bytes) -> Result<(), QueueError> {
@@ -108,10 +105,14 @@ impl Words {
     }
 
     async fn hear(&self, subject: String) -> Result<impl Stream<Item = Bytes> + Send + use<>, QueueError> {
-        let heard: Subscriber = self.connection.client.subscribe(subject).await.map_err(|_| QueueError::Closed)?;
+        Ok(self.subscribe(subject).await?.map(|message| message.payload))
+    }
+
+    async fn subscribe(&self, subject: String) -> Result<Subscriber, QueueError> {
+        let heard = self.connection.client.subscribe(subject).await.map_err(|_| QueueError::Closed)?;
         // The server takes what comes on one connection in order: once it has answered, it knows who listens, and what
         // others say from now on is heard.
         self.connection.round_trip().await?;
-        Ok(heard.map(|message| message.payload))
+        Ok(heard)
     }
 }
