@@ -63,7 +63,7 @@ impl archive_server::Archive for Archive {
 
     async fn logs(&self, request: Request<api::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let request = request.into_inner();
-        let stage = (!request.stage.is_empty()).then(|| StageName(request.stage));
+        let stage = (!request.stage.is_empty()).then_some(StageName(request.stage));
         let run = checked_run(request.run)?;
         let filter = LogFilter { stage, shard: request.shard };
         // Heard before the store is read: no line falls between.

@@ -6,7 +6,7 @@
 
 #[path = "../tests/without_gpu/emit.rs"]
 mod emit;
-#[path = "../tests/twin_shapes.rs"]
+#[path = "../tests/without_gpu/twin_shapes.rs"]
 mod shapes;
 
 use cubecl::ir::{ElemType, FloatKind};

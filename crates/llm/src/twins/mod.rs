@@ -7,7 +7,7 @@ mod attention;
 mod emit;
 #[path = "../../../kernels/tests/without_gpu/host.rs"]
 mod host;
-#[path = "../../../kernels/tests/twin_shapes.rs"]
+#[path = "../../../kernels/tests/without_gpu/twin_shapes.rs"]
 mod shapes;
 
 use crate::{
