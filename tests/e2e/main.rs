@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod architecture;
+mod chaos;
 mod cluster;
 mod cluster_s3;
 mod golden;

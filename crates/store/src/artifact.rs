@@ -20,6 +20,9 @@ fn folder(key: &Key) -> Path {
     Path::from_iter(["artifacts", key.0.get(..2).unwrap_or("00"), key.0.as_str()])
 }
 
+/// A part up to this size is in the manifest: it costs its bytes there, and saves a file and a request.
+const WITHIN_BYTES: usize = 2048;
+
 /// The facts about an attempt that the manifest records.
 #[derive(Clone, Debug)]
 pub struct Producer {
@@ -137,7 +140,7 @@ impl ArtifactWriter {
         let bytes = manifest.encode().map_err(|e| StoreError::corrupt(path.as_ref(), e.0.to_string()))?;
         match self.store.create(&path, bytes).await {
             Ok(()) => Ok(Committed { manifest, first: true }),
-            // Another attempt's: the parts' paths name the attempt, so ours would have been the same bytes.
+            // Another writer's: it names its writer, so ours would have been the same bytes.
             Err(StoreError::Conflict { .. }) => {
                 let standing = self.store.manifest(&manifest.key).await?;
                 let standing = standing.ok_or_else(|| StoreError::corrupt(path.as_ref(), "it came and went"))?;
@@ -153,7 +156,7 @@ impl ArtifactWriter {
         for upload in self.open.values_mut().filter_map(|open| open.upload.take()) {
             upload.abort().await;
         }
-        for part in self.tables.values().flat_map(|t| &t.parts) {
+        for part in self.tables.values().flat_map(|t| &t.parts).filter(|part| part.content.is_none()) {
             if let Err(e) = self.store.objects.delete(&Path::from(part.path.as_str())).await {
                 tracing::warn!(path = part.path, error = %e, "cannot remove a part that nothing names");
             }
@@ -189,16 +192,25 @@ impl ArtifactWriter {
                     }
                 }
                 Encoded::End(part) => {
+                    let placed;
                     match open.upload.take() {
-                        Some(upload) => upload.finish(&self.store).await?,
+                        Some(upload) => {
+                            upload.finish(&self.store).await?;
+                            placed = Part { path: path.to_string(), ..part };
+                        }
                         None => {
                             let bytes: Vec<u8> = std::mem::take(&mut open.waiting).concat();
-                            self.store.create(&path, bytes).await?;
+                            if bytes.len() <= WITHIN_BYTES {
+                                placed = Part { content: Some(bytes.into()), ..part };
+                            } else {
+                                self.store.create(&path, bytes).await?;
+                                placed = Part { path: path.to_string(), ..part };
+                            }
                         }
                     }
                     if let Some(table) = self.tables.get_mut(table) {
-                        table.rows += part.rows;
-                        table.parts.push(Part { path: path.to_string(), ..part });
+                        table.rows += placed.rows;
+                        table.parts.push(placed);
                     }
                 }
             }
@@ -217,6 +229,7 @@ impl ArtifactWriter {
             run: offer.run.clone(),
             attempt: offer.attempt,
             producer: self.producer.program.clone(),
+            writer: self.producer.writer.clone(),
             committed_at_ms: now,
             seconds,
             fields: offer.fields.clone(),

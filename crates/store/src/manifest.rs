@@ -1,5 +1,6 @@
 //! The manifest: the record that makes an artifact exist.
 
+use bytes::Bytes;
 use rallrec_core::{
     ids::{Attempt, RowRange, RunId, StageName, TimeMs},
     key::{Key, KeyFields},
@@ -9,14 +10,18 @@ use rallrec_core::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Format of the record written by this version.
-const VERSION: u32 = 1;
+/// Format of the record written by this version, which reads all before it. In 1, every part was a file.
+const VERSION: u32 = 2;
 
 /// One Parquet file of a table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// Path in the store.
+    /// Path in the store; empty for a small part, which is in the manifest itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
+    /// The file itself, where it is small: an object of its own would cost more than it.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "base64_text")]
+    pub content: Option<Bytes>,
     /// Rows in it.
     pub rows: u64,
     /// Its length.
@@ -79,6 +84,9 @@ pub struct Manifest {
     pub attempt: Attempt,
     /// Program and version that made it.
     pub producer: String,
+    /// Unique to the writer: of two manifests of one attempt, only one stands.
+    #[serde(default)]
+    pub writer: String,
     /// When it was committed.
     pub committed_at_ms: TimeMs,
     /// Seconds that it took to compute.
@@ -108,14 +116,30 @@ impl Manifest {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(bytes).map_err(|e| format!("not a manifest: {e}"))?;
-        if manifest.version != VERSION {
-            return Err(format!("manifest version {}, this program reads {VERSION}", manifest.version));
+        if !(1..=VERSION).contains(&manifest.version) {
+            return Err(format!("manifest version {}, this program reads up to {VERSION}", manifest.version));
         }
         Ok(manifest)
     }
 
     pub(crate) fn encode(&self) -> Result<Vec<u8>, StoreEncode> {
         serde_json::to_vec_pretty(self).map_err(StoreEncode)
+    }
+}
+
+/// Bytes as text.
+mod base64_text {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Option<Bytes>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes.as_deref().unwrap_or_default()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map(|bytes| Some(bytes.into())).map_err(D::Error::custom)
     }
 }
 

@@ -142,7 +142,7 @@ impl OpenPart {
         // Of one row group nobody reads less than all.
         let pieces = if self.pieces.len() > 2 { self.pieces } else { Vec::new() };
         let sha256 = hex(&self.whole.finalize());
-        let part = Part { path: file, rows: self.rows, bytes: self.bytes, sha256, pieces };
+        let part = Part { path: file, content: None, rows: self.rows, bytes: self.bytes, sha256, pieces };
         Ok(([group, footer].concat().into(), part))
     }
 }

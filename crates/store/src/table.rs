@@ -119,7 +119,9 @@ impl Store {
 
     /// A whole part, from this machine's disk if it is there, and kept there.
     async fn whole(&self, part: &Part) -> Result<Bytes, StoreError> {
-        let Some(cache) = &self.cache else { return self.fetched(part).await };
+        let Some(cache) = self.cache.as_ref().filter(|_| part.content.is_none()) else {
+            return self.fetched(part).await;
+        };
         if let Some(bytes) = self.cached(part).await {
             return Ok(bytes);
         }
@@ -141,6 +143,10 @@ impl Store {
     }
 
     async fn fetched(&self, part: &Part) -> Result<Bytes, StoreError> {
+        if let Some(content) = &part.content {
+            check(part, content, part.bytes, &part.sha256)?;
+            return Ok(content.clone());
+        }
         let bytes = self.get(&Path::from(part.path.as_str())).await?.ok_or_else(|| gone(part))?;
         check(part, &bytes, part.bytes, &part.sha256)?;
         Ok(bytes)

@@ -42,6 +42,11 @@ fn batch(values: &[i32]) -> RecordBatch {
     batch.with_schema(Arc::new(schema)).unwrap()
 }
 
+/// More than a manifest holds, and different for each `salt`.
+fn large(salt: i32) -> Vec<i32> {
+    (0..1000).map(|i: i32| i.wrapping_mul(-1_640_531_535).wrapping_add(salt)).collect()
+}
+
 fn column(batches: &[RecordBatch]) -> Vec<i32> {
     let values = |b: &RecordBatch| b.column(0).as_any().downcast_ref::<Int32Array>().unwrap().values().to_vec();
     batches.iter().flat_map(values).collect()
@@ -58,8 +63,8 @@ async fn the_first_commit_wins_and_the_late_one_leaves_nothing() {
     let (folder, stores) = stores().await;
     for store in stores {
         let (mut slow, mut fast) = (writer(&store, 1), writer(&store, 2));
-        slow.write("t", &batch(&[1, 2])).await.unwrap();
-        fast.write("t", &batch(&[7, 8, 9])).await.unwrap();
+        slow.write("t", &batch(&large(1))).await.unwrap();
+        fast.write("t", &batch(&large(7))).await.unwrap();
         assert!(store.manifest(&offer(1).key).await.unwrap().is_none(), "nothing is visible before the commit");
         assert!(fast.commit(1.5, TimeMs(5)).await.unwrap().first);
         let late = slow.commit(9.0, TimeMs(6)).await.unwrap();
@@ -67,8 +72,8 @@ async fn the_first_commit_wins_and_the_late_one_leaves_nothing() {
         assert_eq!(late.manifest.attempt, Attempt(2));
         let manifest = store.manifest(&offer(1).key).await.unwrap().unwrap();
         let (_, batches) = store.read_table(&manifest.tables["t"], None).await.unwrap();
-        assert_eq!(column(&batches), [7, 8, 9]);
-        assert_eq!(manifest.summary().rows["t"], 3);
+        assert_eq!(column(&batches), large(7));
+        assert_eq!(manifest.summary().rows["t"], 1000);
     }
     let files = walk(folder.path());
     assert_eq!(files.len(), 2, "one part and one manifest: {files:?}");
@@ -113,7 +118,7 @@ async fn a_damaged_part_is_named_and_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::local(folder.path()).await.unwrap();
     let mut out = writer(&store, 1);
-    out.write("t", &batch(&[1, 2, 3])).await.unwrap();
+    out.write("t", &batch(&large(1))).await.unwrap();
     let manifest = out.commit(0.0, TimeMs(0)).await.unwrap().manifest;
     let path = folder.path().join(&manifest.tables["t"].parts[0].path);
     let mut bytes = std::fs::read(&path).unwrap();
@@ -122,6 +127,26 @@ async fn a_damaged_part_is_named_and_refused() {
     std::fs::write(&path, bytes).unwrap();
     let refused = store.read_table(&manifest.tables["t"], None).await.unwrap_err().to_string();
     assert!(refused.contains("t-00000.parquet is damaged: its checksum"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_small_table_is_in_its_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::local(folder.path()).await.unwrap();
+    let mut out = writer(&store, 1);
+    out.write("t", &batch(&[1, 2, 3])).await.unwrap();
+    out.write("large", &batch(&large(1))).await.unwrap();
+    out.commit(0.0, TimeMs(0)).await.unwrap();
+    let files = walk(folder.path());
+    assert_eq!(files.len(), 2, "the large table's part and the manifest: {files:?}");
+    let manifest = store.manifest(&offer(1).key).await.unwrap().unwrap();
+    let (schema, batches) = store.read_table(&manifest.tables["t"], None).await.unwrap();
+    assert_eq!((column(&batches), &schema.metadata()["unit"]), (vec![1, 2, 3], &"stars".to_owned()));
+    let mut damaged = manifest.tables["t"].clone();
+    let content = damaged.parts[0].content.as_mut().unwrap();
+    *content = content.slice(1..);
+    let refused = store.read_table(&damaged, None).await.unwrap_err().to_string();
+    assert!(refused.contains("its checksum"), "{refused}");
 }
 
 #[tokio::test]

@@ -96,14 +96,16 @@ async fn everything_that_a_store_keeps_is_kept() {
     assert_eq!(String::from_utf8(moto.request("GET", "?list-type=2", b"")).unwrap().matches("<Key>").count(), 0);
 
     let (mut slow, mut fast) = (writer(&store, 1), writer(&store, 2));
-    slow.write("t", &batch(&[1, 2])).await.unwrap();
-    fast.write("t", &batch(&[7, 8, 9])).await.unwrap();
+    // More than a manifest holds.
+    let numbers: Vec<i32> = (0..1000).map(|i: i32| i.wrapping_mul(-1_640_531_535)).collect();
+    slow.write("t", &batch(&numbers[1..])).await.unwrap();
+    fast.write("t", &batch(&numbers)).await.unwrap();
     assert!(store.manifest(&offer(1).key).await.unwrap().is_none());
     assert!(fast.commit(1.5, TimeMs(5)).await.unwrap().first);
     let late = slow.commit(9.0, TimeMs(6)).await.unwrap();
     assert!(!late.first && late.manifest.attempt == Attempt(2));
     let (_, found) = store.read_table(&late.manifest.tables["t"], None).await.unwrap();
-    assert_eq!(found, [batch(&[7, 8, 9])]);
+    assert_eq!(found, [batch(&numbers)]);
     let listed = String::from_utf8(moto.request("GET", "?list-type=2", b"")).unwrap();
     assert_eq!(listed.matches("<Key>").count(), 2, "one part and one manifest: {listed}");
 

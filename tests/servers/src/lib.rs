@@ -1,13 +1,15 @@
 //! Real servers for tests, each on a free loopback port and ended with its value: a nats-server with JetStream, and
-//! moto's S3 server. Beside them a line that fails on demand, to put before one.
+//! moto's S3 server. Beside them a line that fails and a wire that breaks on demand, to put before one.
 //!
 //! `tests/run` installs them; a test that lacks one fails and says so. Nothing here stands in for a server.
 
 mod line;
 mod moto;
+mod wire;
 
 pub use line::{Fault, Line, Request};
 pub use moto::Moto;
+pub use wire::{Condition, Wire};
 
 use std::{
     io::{BufRead, BufReader, Read},
