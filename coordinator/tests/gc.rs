@@ -290,15 +290,18 @@ async fn parts_that_no_manifest_names_go_unless_they_may_get_one() {
     let begun = plan.stages[0].stage_key.clone();
     let coming = plan.stages[3].stage_key.clone();
     let nobody = Key("ab".repeat(32));
-    let part = |key: &Key| folder.path().join(format!("artifacts/{}/{key}/r9-0-0-1-x/rows-00000.parquet", &key.0[..2]));
-    for key in [&begun, &coming, &nobody] {
-        std::fs::create_dir_all(part(key).parent().unwrap()).unwrap();
-        std::fs::write(part(key), b"part").unwrap();
+    let part = |(key, attempt): (&Key, &str)| {
+        folder.path().join(format!("artifacts/{}/{key}/{attempt}/rows-00000.parquet", &key.0[..2]))
+    };
+    let parts = [(&begun, "r8-0-0-1-x"), (&begun, "r9-0-0-1-x"), (&coming, "r1-3-0-1-x"), (&nobody, "r9-0-0-1-x")];
+    for path in parts.map(part) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, b"part").unwrap();
     }
     let young = collect(&store, &Keep::default(), Ages::default(), &|_| false, now(), "t").await.unwrap();
     assert_eq!(young.bytes(), 0, "{young:?}");
-    assert_eq!(gc(&store, &Keep::default()).await.parts, Tally { count: 2, bytes: 8 });
-    assert_eq!([&begun, &coming, &nobody].map(|key| part(key).exists()), [false, true, false]);
+    assert_eq!(gc(&store, &Keep::default()).await.parts, Tally { count: 3, bytes: 12 });
+    assert_eq!(parts.map(|key| part(key).exists()), [false, false, true, false]);
     let manifest = store.manifest(&begun).await.unwrap().unwrap();
     assert!(store.read_table(&manifest.tables["rows"], None).await.is_ok(), "the one that won is whole");
 }
