@@ -9,6 +9,7 @@ use rallrec_coordinator::{
 };
 use rallrec_core::{
     ids::{RunId, TimeMs, WorkerId},
+    key::Key,
     plan::{Pins, Plan},
     rng::row_rng,
     run::Event,
@@ -48,16 +49,12 @@ enum Temper {
 }
 
 async fn commit(store: &Store, offer: &TaskOffer) -> Outcome {
-    let mut artifact = writer(store, offer);
+    let producer = Producer { offer: offer.clone(), program: "test".into(), writer: "w".into() };
+    let mut artifact = ArtifactWriter::new(store.clone(), producer);
     let rows = offer.rows.map_or_else(|| offer.params["count"].as_u64().unwrap(), |rows| rows.len());
     artifact.write("rows", &batch(rows)).await.unwrap();
     let committed = artifact.commit(0.0, TimeMs(0)).await.unwrap();
     Outcome::Committed { summary: committed.manifest.summary(), first: committed.first }
-}
-
-fn writer(store: &Store, offer: &TaskOffer) -> ArtifactWriter {
-    let producer = Producer { offer: offer.clone(), program: "test".into(), writer: "w".into() };
-    ArtifactWriter::new(store.clone(), producer)
 }
 
 fn batch(rows: u64) -> RecordBatch {
@@ -77,8 +74,6 @@ async fn work(store: Store, queue: Arc<MemoryQueue>, plan: Arc<Plan>, temper: Te
     while let Ok(Some(delivery)) = WorkerEnd::claim(&*queue, &lanes).await {
         let offer = decode_offer(delivery.payload()).unwrap();
         let outcome = if temper == Temper::Fails(offer.task.shard) && offer.rows.is_some() {
-            // Some of its output was written.
-            writer(&store, &offer).write("rows", &batch(1)).await.unwrap();
             Outcome::Failed { class: FailureClass::Permanent, message: "drawn".into() }
         } else {
             commit(&store, &offer).await
@@ -163,7 +158,7 @@ async fn draw(store: &Store, seed: u64) -> Vec<Drawn> {
     let mut runs = Vec::new();
     for number in 0..4 + upto(4) {
         let run = RunId(format!("r{number}"));
-        let plan = plan(["a", "b"][upto(2) as usize], [0, 3, 5, 7][upto(4) as usize], upto(2), 1 + upto(3));
+        let plan = plan(["a", "b"][upto(2) as usize], [1, 3, 5, 7][upto(4) as usize], upto(2), 1 + upto(3));
         let temper = match upto(4) {
             0 => Temper::Fails(upto(3) as u32),
             1 => Temper::Dies(upto(9) as usize),
@@ -177,7 +172,7 @@ async fn draw(store: &Store, seed: u64) -> Vec<Drawn> {
 
 #[tokio::test]
 async fn kept_runs_compute_nothing_and_unreachable_things_go() {
-    let mut seen = (0, 0, 0);
+    let mut seen = (0, 0);
     for seed in 0..60 {
         let store = Store::memory();
         let runs = draw(&store, seed).await;
@@ -188,7 +183,6 @@ async fn kept_runs_compute_nothing_and_unreachable_things_go() {
         let gone = gc(&store, &keep).await;
         assert_eq!(gone, Collected { deleted: true, ..told }, "seed {seed}: what was told is what was done");
         seen.0 += gone.artifacts.count;
-        seen.1 += gone.parts.count;
         assert_eq!(store.marks().await.unwrap(), BTreeMap::new(), "seed {seed}");
         let again = gc(&store, &keep_all()).await;
         assert_eq!((again.runs.len(), again.bytes()), (0, 0), "seed {seed}: nothing is left to do: {again:?}");
@@ -199,7 +193,7 @@ async fn kept_runs_compute_nothing_and_unreachable_things_go() {
                 let run = RunId(format!("{}-again", drawn.run));
                 let (ended, events) = drive(&store, &run, &drawn.plan, Temper::Good).await;
                 assert_eq!((ended, dispatched(&events)), (Some(RunEnd::Done), 0), "{context}");
-                seen.2 += 1;
+                seen.1 += 1;
             }
         }
         // Unfinished ones last: they make what was missing.
@@ -207,7 +201,7 @@ async fn kept_runs_compute_nothing_and_unreachable_things_go() {
             resume(&store, drawn, &format!("seed {seed}, {}", drawn.run)).await;
         }
     }
-    assert!(seen.0 > 100 && seen.1 > 10 && seen.2 > 50, "what the seeds draw is worth testing: {seen:?}");
+    assert!(seen.0 > 100 && seen.1 > 50, "what the seeds draw is worth testing: {seen:?}");
 }
 
 fn keep_all() -> Keep {
@@ -277,13 +271,39 @@ async fn what_is_young_or_being_written_stays() {
     assert!(store.manifest(&mine).await.unwrap().is_some());
     let gather = plan.stages[3].stage_key.clone();
     store.put_checkpoint(&gather, &Checkpoint { number: 1, state: vec![1] }).await.unwrap();
-    let nobody = rallrec_core::key::Key("ab".repeat(32));
+    let nobody = Key("ab".repeat(32));
     store.put_checkpoint(&nobody, &Checkpoint { number: 1, state: vec![1] }).await.unwrap();
     let young = collect(&store, &Keep::default(), Ages::default(), &|_| false, now(), "t").await.unwrap();
     assert_eq!(young.bytes(), 0, "{young:?}");
     let gone = gc(&store, &Keep::default()).await;
     assert_eq!(gone.checkpoints.count, 1);
     assert!(store.checkpoint(&gather).await.unwrap().is_some() && store.checkpoint(&nobody).await.unwrap().is_none());
+}
+
+/// Parts without a manifest stay while somebody may be about to put it, and else go, as do those of attempts that lost.
+#[tokio::test]
+async fn parts_that_no_manifest_names_go_unless_they_may_get_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::local(folder.path()).await.unwrap();
+    let (run, plan) = (RunId("r1".into()), plan("a", 3, 0, 2));
+    assert_eq!(begin(&store, &run, &plan, Temper::Dies(1)).await, None);
+    let begun = plan.stages[0].stage_key.clone();
+    let coming = plan.stages[3].stage_key.clone();
+    let nobody = Key("ab".repeat(32));
+    let part = |(key, attempt): (&Key, &str)| {
+        folder.path().join(format!("artifacts/{}/{key}/{attempt}/rows-00000.parquet", &key.0[..2]))
+    };
+    let parts = [(&begun, "r8-0-0-1-x"), (&begun, "r9-0-0-1-x"), (&coming, "r1-3-0-1-x"), (&nobody, "r9-0-0-1-x")];
+    for path in parts.map(part) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, b"part").unwrap();
+    }
+    let young = collect(&store, &Keep::default(), Ages::default(), &|_| false, now(), "t").await.unwrap();
+    assert_eq!(young.bytes(), 0, "{young:?}");
+    assert_eq!(gc(&store, &Keep::default()).await.parts, Tally { count: 3, bytes: 12 });
+    assert_eq!(parts.map(|key| part(key).exists()), [false, false, true, false]);
+    let manifest = store.manifest(&begun).await.unwrap().unwrap();
+    assert!(store.read_table(&manifest.tables["rows"], None).await.is_ok(), "the one that won is whole");
 }
 
 #[tokio::test]

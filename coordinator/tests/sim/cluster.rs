@@ -171,10 +171,10 @@ impl Cluster {
         }
     }
 
-    /// A node's store. That it honours create-if-absent is looked at over a store without faults.
+    /// A node's store, from now on with faults.
     async fn store(&self, node: &Arc<Node>) -> Store {
         let objects = SimObjects::new(node, &self.shared);
-        let store = Store::checked(Arc::new(objects.clone()), &node.name).await.unwrap();
+        let store = Store::over(Arc::new(objects.clone()));
         objects.use_it();
         store
     }

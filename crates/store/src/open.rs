@@ -92,7 +92,8 @@ impl Store {
         Ok(Self { cache: Some(Arc::new(cache)), ..self })
     }
 
-    pub(crate) fn over(objects: Arc<dyn ObjectStore>) -> Self {
+    /// Any object store. It is not looked whether it is fit to be written: for one that is only read, and for tests.
+    pub fn over(objects: Arc<dyn ObjectStore>) -> Self {
         Self { objects, cache: None }
     }
 

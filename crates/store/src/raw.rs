@@ -4,7 +4,7 @@
 use crate::{Store, StoreError};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
-use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
+use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStoreExt, path::Path};
 use rallrec_core::ids::TimeMs;
 use std::{ops::Range, sync::Arc};
 
@@ -38,11 +38,6 @@ pub struct Opened {
 }
 
 impl Store {
-    /// A store that can only be read, over something that reads objects, for example through a coordinator.
-    pub fn reading(objects: Arc<dyn ObjectStore>) -> Self {
-        Self { objects, cache: None }
-    }
-
     /// Every object below a path, in no certain order.
     pub fn objects_below(&self, prefix: &str) -> impl Stream<Item = Result<Listed, StoreError>> + Send + 'static {
         let (path, name) = (Path::from(prefix), prefix.to_owned());

@@ -23,7 +23,7 @@ const NAME: &str = "a coordinator";
 impl Cluster {
     /// Its store, for reading.
     pub fn store(&self) -> Store {
-        Store::reading(Arc::new(Remote { cluster: self.clone() }))
+        Store::over(Arc::new(Remote { cluster: self.clone() }))
     }
 }
 
