@@ -303,6 +303,10 @@ pub(crate) mod tests {
                     let x = uniform(rows * inputs, rows as u64);
                     let want = reference(&weights, &x, inputs);
                     for matrix_ in [&kept, &plain] {
+                        #[cfg_attr(
+                            not(feature = "cuda"),
+                            expect(irrefutable_let_patterns, reason = "there is no other")
+                        )]
                         let Storage::Host(parts) = &matrix_.storage else { panic!("on the CPU") };
                         for vectors in Vectors::all() {
                             let got = matrix_.product(vectors, parts, &x);

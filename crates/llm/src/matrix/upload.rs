@@ -15,6 +15,7 @@ use rayon::prelude::*;
 ///
 /// # Errors
 /// [`TooLarge`] where it makes none.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "floats are compared elsewhere"))]
 pub(crate) fn rows<T: Clone + Default + Send>(
     parts: &[Stored<'_>],
     narrow: impl Fn(f32) -> Option<T> + Sync,
@@ -37,6 +38,7 @@ pub(crate) fn rows<T: Clone + Default + Send>(
 
 /// Rows of bytes: value = scale * q + minimum, a scale and a minimum for each group of inputs of an output.
 pub(crate) struct ByteRows {
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the test knows it"))]
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
     /// Inputs that share a scale and a minimum.
