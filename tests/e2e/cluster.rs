@@ -19,6 +19,11 @@ impl Process {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        self.0.wait().unwrap()
+    }
 }
 
 impl Drop for Process {
@@ -97,7 +102,7 @@ impl Cluster {
     }
 
     /// Follows a run's events as they come.
-    fn watch(&self, run: &str) -> (Process, impl Iterator<Item = Value> + use<>) {
+    pub(crate) fn watch(&self, run: &str) -> (Process, impl Iterator<Item = Value> + use<>) {
         let addresses = self.addresses.join(",");
         let mut command = self.home.command(&["watch", run, "--json", "--coordinator", &addresses]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();

@@ -2,7 +2,7 @@
 //! and `gc`.
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, check},
     support::{Home, is},
 };
 use serde_json::Value;
@@ -106,6 +106,31 @@ fn a_cluster_s_store_is_collected_while_it_serves() {
     assert!(!again.iter().any(|event| is(event, "task_dispatched")), "something was computed again");
     let refused = cluster.home.call(&["retry", &old, "--coordinator", &cluster.addresses[0]]);
     assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
+}
+
+#[test]
+fn a_cancelled_run_goes_on_where_it_was() {
+    let mut cluster = Cluster::new();
+    let _leader = cluster.coordinator();
+    let _worker = cluster.worker("a");
+    let wait = ["--set", "tasks=30", "--set", "milliseconds=100"];
+    let run = cluster.ask(&[&["submit", FAN], &wait[..]].concat()).trim().to_owned();
+    let (mut watching, mut told) = cluster.watch(&run);
+    let begun = |event: &Value| is(event, "task_committed") && event["stage"] == "fan";
+    assert!(told.any(|event| begun(&event)), "it begins");
+    cluster.ask(&["cancel", &run]);
+    let rest: Vec<Value> = told.collect();
+    assert!(rest.iter().any(|e| is(e, "run_finished") && e["outcome"] == "cancelled"), "{rest:?}");
+    assert_eq!(watching.wait().code(), Some(130));
+    assert!(cluster.ask(&["status"]).contains(" cancelled "));
+    let again = cluster.home.call(&["cancel", &run, "--coordinator", &cluster.addresses[0]]);
+    assert!(again.status.code() == Some(2) && String::from_utf8_lossy(&again.stderr).contains("has ended"));
+    cluster.ask(&["retry", "--failed", &run]);
+    let (mut watching, told) = cluster.watch(&run);
+    check(&told.collect::<Vec<_>>());
+    assert!(watching.wait().success());
+    let done = cluster.home.call(&["retry", &run, "--coordinator", &cluster.addresses[0]]);
+    assert!(done.status.code() == Some(2) && String::from_utf8_lossy(&done.stderr).contains("nothing to try again"));
 }
 
 /// An authority and a certificate for 127.0.0.1, made by openssl.
