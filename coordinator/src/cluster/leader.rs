@@ -95,6 +95,7 @@ pub(super) async fn lead(candidate: &Candidate, term: Term) -> Result<(), Leader
         fleet: Fleet::default(),
         actives: BTreeMap::new(),
         drivers: JoinSet::new(),
+        again: Vec::new(),
         missed: BTreeMap::new(),
         signs: 0,
     };
@@ -111,6 +112,8 @@ struct Leader {
     fleet: Fleet,
     actives: BTreeMap<RunId, Active>,
     drivers: JoinSet<Ended>,
+    /// Runs whose driver is to be started anew at the next beat.
+    again: Vec<RunId>,
     /// Attempts that nobody had, by how many comparisons in a row.
     missed: BTreeMap<(RunId, TaskId, Attempt), u32>,
     /// Its own signs of life so far.
@@ -200,10 +203,14 @@ impl Leader {
             Ok(RunEnd::Failed { .. }) => RunOutcome::Failed,
             Ok(RunEnd::Cancelled) => RunOutcome::Cancelled,
             Ok(RunEnd::Fenced) => return Ok(Next::Overtaken),
-            // The store was away for longer than a driver has patience: it goes on from its journal.
-            Err(DriverError::Store(StoreError::Object { .. }) | DriverError::Queue(QueueError::Unreachable(_))) => {
-                tracing::warn!(%run, "the run's driver lost the store; it goes on");
-                self.activate(&run, How::TakeOver).await?;
+            // The store or the queue was away for longer than a driver has patience. That says nothing about the run: it
+            // goes on from its journal, soon.
+            Err(
+                error @ (DriverError::Store(StoreError::Object { .. } | StoreError::Folder { .. })
+                | DriverError::Queue(_)),
+            ) => {
+                tracing::warn!(%run, %error, "the run's driver gave up for now; it goes on");
+                self.again.push(run);
                 return Ok(Next::GoOn);
             }
             Err(error) => {
@@ -264,6 +271,9 @@ impl Leader {
         if !self.around.network.is_connected() {
             // NATS is away: that workers are silent says nothing about them.
             self.fleet.excuse(self.time());
+        }
+        for run in std::mem::take(&mut self.again) {
+            self.activate(&run, How::TakeOver).await?;
         }
         for worker in self.fleet.lose(self.time()) {
             tracing::warn!(%worker, "worker lost");

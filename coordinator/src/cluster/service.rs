@@ -222,7 +222,11 @@ async fn follow(
         if !asked {
             return drop(told.send(Err(nobody())).await);
         }
-        if finished && !active {
+        if !active {
+            if !finished {
+                let what = format!("run {run} cannot be driven on; the log of the coordinator that led says why");
+                let _ = told.send(Err(Status::failed_precondition(what))).await;
+            }
             return;
         }
         let next = tokio::time::sleep(FOLLOW_EVERY);

@@ -215,6 +215,14 @@ async fn a_server_that_dies_and_forgets_costs_time_only() {
     run.offer(&lanes[0], name(2), bytes(2)).await.unwrap();
     assert_eq!(claim(&worker, &lanes).await.payload(), &bytes(2), "the same attempt can be sent again");
     drop(second);
+
+    // Again, and a lane that nobody asked before is offered to before anybody has noticed.
+    server.kill();
+    server.wipe();
+    server.restart();
+    let fresh = [lane("gpu", None)];
+    timeout(SOON, run.offer(&fresh[0], name(3), bytes(3))).await.expect("the streams are made anew").unwrap();
+    assert_eq!(claim(&worker, &fresh).await.payload(), &bytes(3));
 }
 
 #[tokio::test]

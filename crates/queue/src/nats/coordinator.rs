@@ -31,6 +31,9 @@ const REPORTS_WAIT: Duration = Duration::from_secs(5);
 /// How often the streams are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// Refusals of an offer after which it is given up: about a minute of them.
+const REFUSALS: u32 = 30;
+
 /// Consumer of the reports.
 const REPORTS_CONSUMER: &str = "coordinator";
 
@@ -294,11 +297,17 @@ impl NatsRun {
 impl CoordinatorEnd for NatsRun {
     async fn offer(&self, lane: &Lane, name: OfferName, payload: Bytes) -> Result<(), QueueError> {
         let mut wait = Duration::from_millis(50);
+        let mut refused = 0;
         loop {
             match self.shared.put_offer(lane, &self.run, name, &payload).await {
                 Ok(()) => return Ok(()),
-                Err(error @ (QueueError::Closed | QueueError::Refused(_))) => return Err(error),
-                Err(error) => tracing::warn!(%error, task = %name.task, "cannot send an offer, trying again"),
+                Err(QueueError::Closed) => return Err(QueueError::Closed),
+                // A server that has just started, or was wiped, refuses until its streams are there again.
+                Err(error @ QueueError::Refused(_)) if refused >= REFUSALS => return Err(error),
+                Err(error) => {
+                    refused += u32::from(matches!(error, QueueError::Refused(_)));
+                    tracing::warn!(%error, task = %name.task, "cannot send an offer, trying again");
+                }
             }
             tokio::time::sleep(jittered(wait)).await;
             wait = (wait * 2).min(Duration::from_secs(2));
