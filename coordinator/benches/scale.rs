@@ -25,16 +25,24 @@ const MIB: f64 = 2048.0;
 /// Signals whose events make one record, as when reports come faster than records are put.
 const SIGNALS: usize = 256;
 
+/// Records between two snapshots: fewer than a driver's 1,000 for runs of fewer tasks, so that there is one at all.
+const SNAPSHOT_RECORDS: usize = 300;
+
 #[tokio::main]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     match arguments.as_slice() {
-        [phase, tasks, folder] if phase == "compile" || phase == "journal" || phase == "start" => {
+        [phase, tasks, folder] => {
             let (tasks, folder): (u64, _) = (tasks.parse().unwrap(), Path::new(folder));
             match phase.as_str() {
                 "compile" => compile(tasks),
                 "journal" => journal(tasks, folder).await,
-                _ => start(folder).await,
+                "start" => start(folder, "the latest snapshot and what came after it").await,
+                "replay" => {
+                    std::fs::remove_dir_all(folder.join("runs/scale/snapshots")).unwrap();
+                    start(folder, "the whole journal").await;
+                }
+                other => panic!("no phase {other}"),
             }
         }
         [] => [100_000, 1_000_000].iter().for_each(|tasks| measure(*tasks)),
@@ -45,7 +53,7 @@ async fn main() {
 /// Each phase in a process of its own.
 fn measure(tasks: u64) {
     let folder = tempfile::tempdir().unwrap();
-    for phase in ["compile", "journal", "start"] {
+    for phase in ["compile", "journal", "start", "replay"] {
         let program = std::env::current_exe().unwrap();
         let ended = std::process::Command::new(program).args([phase, &tasks.to_string()]).arg(folder.path()).status();
         assert!(ended.unwrap().success());
@@ -87,19 +95,23 @@ async fn journal(tasks: u64, folder: &Path) {
         records.append(&record).await.unwrap();
         bytes += record.len();
         count += 1;
+        // As drivers do.
+        if count % SNAPSHOT_RECORDS == 0 {
+            records.keep_snapshot(&state.snapshot().encode().unwrap()).await.unwrap();
+        }
     }
     println!("{tasks} tasks: journal of {count} records, {:.0} MB", bytes as f64 / 1e6);
 }
 
 /// What a coordinator does that takes a run over.
-async fn start(folder: &Path) {
+async fn start(folder: &Path, from: &str) {
     let began = Instant::now();
     let mut records = records(folder).await;
     let state = rallrec_coordinator::replay(&mut records).await.unwrap().unwrap();
     let seconds = began.elapsed().as_secs_f64();
     let fan = &state.view().stages[1];
     assert_eq!(fan.done + 1, fan.tasks.unwrap());
-    tell(fan.tasks.unwrap(), "from the journal to the state", seconds);
+    tell(fan.tasks.unwrap(), &format!("from {from} to the state"), seconds);
 }
 
 async fn records(folder: &Path) -> Records {
