@@ -66,7 +66,8 @@ def free_port():
 
 
 def chain_pipeline(folder, links=CHAIN, milliseconds=NAP):
-    lines = ["rallrec: 1", f"name: chain-{links}", "stages:", "  link-0:", "    kind: rows"]
+    # Another row count makes other keys, so that no chain finds another's results.
+    lines = ["rallrec: 1", f"name: chain-{links}", "stages:", "  link-0:", "    kind: rows", f"    with: {{count: {links}}}"]
     for i in range(1, links + 1):
         lines += [f"  link-{i}:", "    kind: wait", f"    needs: {{rows: link-{i - 1}}}", f"    with: {{milliseconds: {milliseconds}}}"]
     path = folder / f"chain-{links}.yaml"
