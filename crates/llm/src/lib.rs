@@ -58,7 +58,7 @@ mod twins;
 pub use adapter::{Adapter, AdapterSettings, Target};
 pub use chat::Message;
 pub use checkpoint::SamplingDefaults;
-pub use device::pick_device;
+pub use device::{cuda_index, pick_device};
 pub use error::LlmError;
 pub use generate::{Finish, GenerateRequest, Generation, Slots};
 pub use matrix::Precision;
