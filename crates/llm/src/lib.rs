@@ -62,6 +62,7 @@ pub use device::{cuda_index, pick_device};
 pub use error::LlmError;
 pub use generate::{Finish, GenerateRequest, Generation, Slots};
 pub use matrix::Precision;
+pub use memory::host_memory_bytes;
 pub use model::LanguageModel;
 pub use prefill::{Done, OnProgress, Pooling, Rows, TokenBudget};
 pub use sampler::Sampling;

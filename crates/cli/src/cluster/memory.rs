@@ -2,7 +2,7 @@
 
 use super::config::WorkerConfig;
 use crate::failure::Failure;
-use std::{path::Path, process::Command};
+use std::process::Command;
 
 /// Of the device's memory, what models' weights may take: the rest is for what is computed with them.
 const MODELS_SHARE: (u64, u64) = (3, 4);
@@ -22,7 +22,7 @@ impl Memory {
     /// # Errors
     /// When there is a CUDA device, its memory is not told, and its driver's program cannot be asked.
     pub(super) fn of(config: &WorkerConfig) -> Result<Self, Failure> {
-        let host_mb = config.memory_mb.unwrap_or_else(host_mb);
+        let host_mb = config.memory_mb.unwrap_or_else(|| rallrec_llm::host_memory_bytes().unwrap_or(0) >> 20);
         let gpu_mb = match (config.gpu_memory_mb, rallrec_llm::cuda_index(&config.device)) {
             (Some(told), _) => Some(told),
             (None, Some(index)) => Some(gpu_mb("nvidia-smi", index)?),
@@ -32,40 +32,6 @@ impl Memory {
         let models_mb = config.model_memory_mb.unwrap_or_else(|| gpu_mb.unwrap_or(host_mb) / whole * part);
         Ok(Self { host_mb, gpu_mb, models_mb })
     }
-}
-
-/// The machine's memory, or what this process's control groups leave of it.
-fn host_mb() -> u64 {
-    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-    let info = read(Path::new("/proc/meminfo"));
-    let groups = read(Path::new("/proc/self/cgroup"));
-    let limits = limits(&groups).into_iter().filter_map(|file| read(Path::new(&file)).trim().parse::<u64>().ok());
-    limits.map(|bytes| bytes >> 20).chain(total_mb(&info)).min().unwrap_or(0)
-}
-
-/// `MemTotal` of `/proc/meminfo`.
-fn total_mb(info: &str) -> Option<u64> {
-    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(total.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
-}
-
-/// Files that may hold limits for a process in these control groups (`/proc/self/cgroup`): its group's and those above it.
-fn limits(groups: &str) -> Vec<String> {
-    let mut files = Vec::new();
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else { continue };
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            _ if controllers.split(',').any(|name| name == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-            }
-            _ => continue,
-        };
-        let above = Path::new(group).ancestors().filter_map(Path::to_str);
-        files.extend(above.map(|group| format!("{root}{}/{file}", group.trim_end_matches('/'))));
-    }
-    files
 }
 
 /// Memory of a CUDA device, as its driver's program tells it.
@@ -92,21 +58,6 @@ fn gpu_mb(program: &str, index: usize) -> Result<u64, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn limits_of_a_group_and_those_above_it_count() {
-        assert_eq!(
-            limits("0::/system.slice/rallrec.service\n"),
-            [
-                "/sys/fs/cgroup/system.slice/rallrec.service/memory.max",
-                "/sys/fs/cgroup/system.slice/memory.max",
-                "/sys/fs/cgroup/memory.max"
-            ]
-        );
-        assert_eq!(limits("4:cpu,memory:/\n3:pids:/x\n"), ["/sys/fs/cgroup/memory/memory.limit_in_bytes"]);
-        assert_eq!(total_mb("MemTotal:       24689764 kB\nMemFree: 1 kB\n"), Some(24111));
-        assert!(host_mb() > 100);
-    }
 
     /// Needs no GPU: a program that answers as the driver's does.
     #[test]
