@@ -113,6 +113,25 @@ proptest! {
         prop_assert_eq!(RunState::replay(&world.journal).unwrap(), world.state);
     }
 
+    /// The same from a state in which half of a stage is done and every other task has a second attempt.
+    #[test]
+    fn every_world_with_stragglers_ends_and_keeps_the_promises(
+        shards in 2..9u32,
+        second_begun in any::<bool>(),
+        actions in proptest::collection::vec((0..25u8, any::<prop::sample::Index>(), 0..64usize), 0..120),
+    ) {
+        let mut world = World::new(plans::wide(u64::from(shards)));
+        world.straggle(second_begun);
+        prop_assert_eq!(world.doubled, shards / 2);
+        for (what, which, how) in actions {
+            act(&mut world, what, which.index(1 << 16), how);
+            world.check_against_scan();
+        }
+        world.settle();
+        world.check_end();
+        prop_assert_eq!(RunState::replay(&world.journal).unwrap(), world.state);
+    }
+
     /// Every prefix of a journal, also one that ends within a decision, is a state that goes on to the end.
     #[test]
     fn a_crash_after_any_event_is_survived(case in plans::case(), at in any::<prop::sample::Index>()) {

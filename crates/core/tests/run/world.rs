@@ -185,6 +185,46 @@ impl World {
         self.inbox.push(report(offer, worker, Outcome::Failed { class, message: "drawn".into() }));
     }
 
+    /// Does what is owed and delivers every word, once.
+    fn go_on(&mut self) {
+        for effect in owed(&self.state).collect::<Vec<_>>() {
+            self.perform(effect);
+        }
+        for input in std::mem::take(&mut self.inbox) {
+            self.tell(input);
+        }
+    }
+
+    /// Half of the first row-wise stage, or the larger part, becomes done; each other task of it is begun, takes too long,
+    /// and gets a second attempt.
+    pub(crate) fn straggle(&mut self, second_begun: bool) {
+        for _ in 0..12 {
+            self.go_on();
+            self.tell(Input::Capacity { slots: "cpu".into(), free: 20 });
+            for offer in std::mem::take(&mut self.offers) {
+                self.claim(offer);
+            }
+            let shards = self.state.shards(1).map_or(0, |shards| shards.count() as u32);
+            let (ends, goes_on): (Vec<_>, Vec<_>) = std::mem::take(&mut self.claimed)
+                .into_iter()
+                .partition(|(offer, _)| offer.task.stage != 1 || offer.task.shard < shards.div_ceil(2));
+            self.claimed = goes_on;
+            for (offer, worker) in ends {
+                let report = self.commit(&offer, &worker);
+                self.inbox.push(report);
+            }
+        }
+        self.now += 20_000;
+        self.tell(Input::Spare { slots: "cpu".into(), free: 20 });
+        if second_begun {
+            self.go_on();
+            for offer in std::mem::take(&mut self.offers) {
+                self.claim(offer);
+            }
+            self.go_on();
+        }
+    }
+
     /// From here on everything goes well; the run must end, done.
     pub(crate) fn settle(&mut self) {
         self.cut_after = None;
