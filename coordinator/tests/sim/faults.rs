@@ -38,13 +38,14 @@ pub(crate) enum Fault {
     WorkerDrained,
     TaskFailed,
     RunCancelled,
+    WorkerCrawls,
 }
 
 use Fault::*;
 
 /// Every fault, with how often it happens where a seed has it: in a million opportunities of those that calls and words
 /// give, else as a weight among those that strike from time to time.
-const TABLE: [(Fault, u32); 32] = [
+const TABLE: [(Fault, u32); 33] = [
     (WordDropped, 150_000),
     (WordDelayed, 200_000),
     (WordDoubled, 100_000),
@@ -77,10 +78,11 @@ const TABLE: [(Fault, u32); 32] = [
     (WorkerDrained, 2),
     (TaskFailed, 50_000),
     (RunCancelled, 100_000),
+    (WorkerCrawls, 3),
 ];
 
 /// Faults that strike a whole node or service from time to time.
-pub(crate) const STRIKES: [Fault; 11] = [
+pub(crate) const STRIKES: [Fault; 12] = [
     QueueWiped,
     QueueAway,
     StoreAway,
@@ -92,6 +94,7 @@ pub(crate) const STRIKES: [Fault; 11] = [
     WorkerFrozen,
     WorkerCut,
     WorkerDrained,
+    WorkerCrawls,
 ];
 
 /// How many kinds there are.

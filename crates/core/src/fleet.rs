@@ -46,6 +46,13 @@ pub struct AtWork {
     pub progress: Progress,
 }
 
+impl AtWork {
+    /// Which attempt it is.
+    pub fn name(&self) -> AttemptName {
+        AttemptName { run: self.run.clone(), task: self.task, attempt: self.attempt }
+    }
+}
+
 /// What a worker says of itself, every second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Beat {
