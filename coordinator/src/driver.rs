@@ -279,6 +279,7 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
             if let Phase::Finished(outcome) = turn.state.phase() {
                 return Ok(end(outcome, &turn.state));
             }
+            turn.tell_in_vain(&mut self.observer);
             turn.perform();
             self.handle_waiting(&mut turn).await?;
         }

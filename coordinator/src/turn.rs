@@ -39,6 +39,8 @@ pub(crate) struct Turn<A> {
     settings: Settings,
     granted: BTreeMap<Lane, u32>,
     granted_second: BTreeMap<Lane, u32>,
+    /// Attempts that the caller asked about.
+    asked_about: Vec<(TaskId, Attempt)>,
 }
 
 impl<A: Artifacts> Turn<A> {
@@ -62,6 +64,7 @@ impl<A: Artifacts> Turn<A> {
             settings,
             granted: BTreeMap::new(),
             granted_second: BTreeMap::new(),
+            asked_about: Vec::new(),
         }
     }
 
@@ -111,11 +114,7 @@ impl<A: Artifacts> Turn<A> {
             // Slots are filled at the end of every turn.
             Signal::Control(Some(Control::Grant(granted))) => self.granted = granted,
             Signal::Control(Some(Control::GrantSecond(granted))) => self.granted_second = granted,
-            Signal::Control(Some(Control::AtWork(attempts))) => {
-                let done = |task| matches!(self.state.task(task), Some(TaskState::Done(_)));
-                let in_vain: Vec<_> = attempts.into_iter().filter(|(task, _)| done(*task)).collect();
-                observer(Notice::InVain(&in_vain));
-            }
+            Signal::Control(Some(Control::AtWork(attempts))) => self.asked_about = attempts,
             Signal::Control(Some(Control::Wiped)) => self.offered.clear(),
             Signal::Control(Some(Control::Cancel)) => {
                 if self.take(Input::Cancel)? {
@@ -191,6 +190,15 @@ impl<A: Artifacts> Turn<A> {
             self.take(Input::Finish)?;
         }
         Ok(())
+    }
+
+    /// Answers which attempts help nobody. The turn's events must be journaled.
+    pub(crate) fn tell_in_vain(&mut self, observer: &mut Observer) {
+        let mut attempts = std::mem::take(&mut self.asked_about);
+        if !attempts.is_empty() {
+            attempts.retain(|(task, _)| matches!(self.state.task(*task), Some(TaskState::Done(_))));
+            observer(Notice::InVain(&attempts));
+        }
     }
 
     /// Starts what is owed and not under way, within the bounds. The turn's events must be journaled.

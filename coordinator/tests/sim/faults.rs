@@ -104,6 +104,8 @@ pub(crate) const KINDS: usize = TABLE.len();
 #[derive(Clone, Debug)]
 pub(crate) struct Profile {
     rates: [u32; KINDS],
+    /// From the first moment on one worker takes very long for every shard, and the plan is wide.
+    pub(crate) one_crawls: bool,
 }
 
 impl Profile {
@@ -112,12 +114,17 @@ impl Profile {
         let mut dice = row_rng(seed, "profile", 0, 0);
         let share = 1 + dice.next_u32() % 4;
         let rates = TABLE.map(|(_, rate)| if dice.next_u32() % 4 < share { rate } else { 0 });
-        Self { rates }
+        Self { rates, one_crawls: false }
     }
 
     /// No faults at all.
     pub(crate) fn quiet() -> Self {
-        Self { rates: [0; KINDS] }
+        Self { rates: [0; KINDS], one_crawls: false }
+    }
+
+    /// No faults but one worker that takes very long.
+    pub(crate) fn one_crawls() -> Self {
+        Self { one_crawls: true, ..Self::quiet() }
     }
 
     /// In a million opportunities, or a weight.
@@ -127,8 +134,14 @@ impl Profile {
 }
 
 /// How often each fault happened.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Counts([u64; KINDS]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self([0; KINDS])
+    }
+}
 
 impl Counts {
     pub(crate) fn count(&mut self, fault: Fault) {
