@@ -1,7 +1,8 @@
 //! Stragglers: tasks that take far longer than their stage's others. Each may have a second attempt, in slots that nothing
 //! else wants; whichever commits first ends the task.
 //!
-//! Only row-wise stages have them: a stage of one task has nothing that it could be compared with. Half of the tasks that
+//! Only row-wise stages have them: a stage of one task has nothing that it could be compared with. Nor stages whose model is
+//! behind a server: that is as slow for another worker, and asking twice costs twice. Half of the tasks that
 //! a stage has to compute must be done, so that the mean of their computing time means something; a task that has run for
 //! longer than twice the mean and [`STRAGGLER_FLOOR_MS`] straggles. So among tasks of an hour one may take two before another slot
 //! is spent on it, and what holds up a task of milliseconds now and then (a model to load, a store that is slow) does
@@ -14,6 +15,7 @@ use super::{Event, RunState, TaskState};
 use crate::{
     ids::{Attempt, TaskId, TimeMs, WorkerId},
     lane::Slots,
+    models::PinnedModel,
 };
 
 /// What every task may take beside twice the mean: 10 seconds. Less than the silence after which a worker is lost.
@@ -70,6 +72,9 @@ impl RunState {
     fn patience_ms(&self, stage: u32) -> Option<u64> {
         let sharded = self.sharded(stage)?;
         sharded.shards.rows()?;
+        if let Some(PinnedModel::Remote { .. }) = self.plan.stages[stage as usize].model {
+            return None;
+        }
         let tally = &sharded.tally;
         let (computed, reused) = (u64::from(tally.done - tally.reused), u64::from(tally.reused));
         let to_compute = sharded.tasks.len() as u64 - reused;

@@ -8,6 +8,8 @@ use rallrec_core::{
     ids::{Attempt, TaskId, TimeMs, WorkerId},
     kind::Mode,
     lane::Slots,
+    models::{PinnedModel, RemoteModel},
+    plan::PlannedStage,
     run::{
         Effect, Event, Input, Next, Phase, Rejection, RunOutcome, RunState, STRAGGLER_FLOOR_MS, TaskState, apply, owed,
     },
@@ -41,7 +43,11 @@ fn doubled(events: &[Event]) -> Vec<(u32, u32)> {
 
 /// Shards of a stage, all begun at once, each by a worker of its own.
 fn begun(shards: u32) -> RunState {
-    let mut state = start(vec![source(), row_wise(1, vec![need(0, "a", Mode::Drive)], 1)]);
+    begun_of(row_wise(1, vec![need(0, "a", Mode::Drive)], 1), shards)
+}
+
+fn begun_of(stage: PlannedStage, shards: u32) -> RunState {
+    let mut state = start(vec![source(), stage]);
     probe(&mut state, SOURCE, Some(&[("a", u64::from(shards))]));
     (0..shards).for_each(|n| drop(probe(&mut state, shard(n), None)));
     tell(&mut state, 0, Input::Capacity { slots: "cpu".into(), free: shards }).unwrap();
@@ -106,6 +112,15 @@ fn only_what_is_computed_is_compared() {
     tell(&mut state, 0, report(shard(4), 1, committed(100.0))).unwrap();
     let suspects: Vec<_> = state.suspects().map(|suspect| (suspect.task, suspect.patience_ms)).collect();
     assert_eq!(suspects, [(shard(5), 200_000 + STRAGGLER_FLOOR_MS)]);
+}
+
+#[test]
+fn a_model_behind_a_server_is_not_asked_twice() {
+    let mut remote = row_wise(1, vec![need(0, "a", Mode::Drive)], 1);
+    remote.model = Some(PinnedModel::Remote { name: "m".into(), remote: RemoteModel::default(), tokenizer: None });
+    let mut state = begun_of(remote, 2);
+    tell(&mut state, 0, report(shard(0), 1, committed(1.0))).unwrap();
+    assert_eq!(doubled(&tell(&mut state, u64::MAX, spare(9)).unwrap()), []);
 }
 
 #[test]
