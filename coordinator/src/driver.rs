@@ -15,8 +15,8 @@
 //! ends, and the state with it.
 //!
 //! Bounds: offers out are at most twice the slots of a pool (no slot waits for a round trip, and what runs next is
-//! decided late); probes at once are [`Settings::probes`] (enough to hide an object store's latency, few enough for its
-//! request limits); a record holds the events of at most [`MAX_SIGNALS`] signals (so that a flood of reports cannot
+//! decided late), second attempts only where slots are granted for them; probes at once are [`Settings::probes`]
+//! (enough to hide an object store's latency, few enough for its request limits); a record holds the events of at most [`MAX_SIGNALS`] signals (so that a flood of reports cannot
 //! keep the journal waiting).
 
 use crate::{Artifacts, Clock, Journal, turn::Turn};
@@ -49,7 +49,8 @@ pub(crate) const SNAPSHOT_RECORDS: u64 = 1000;
 /// How many tasks may be handed out at once.
 #[derive(Clone, Debug)]
 pub enum Capacity {
-    /// Twice the worker slots of each pool; every pool that the plan names must be there.
+    /// Twice the worker slots of each pool; every pool that the plan names must be there. No second attempts: the workers
+    /// are this machine's, and what is slow on it will be slow again.
     Slots(BTreeMap<String, u32>),
     /// As [`Control::Grant`] says, of each lane; none before it is said.
     Granted,
@@ -85,6 +86,10 @@ pub enum Control {
     AttemptLost(TaskId, Attempt),
     /// The most tasks of each lane that may be handed out from now on; lanes that are not named get none.
     Grant(BTreeMap<Lane, u32>),
+    /// The most second attempts of each lane that may be handed out from now on; lanes that are not named get none.
+    GrantSecond(BTreeMap<Lane, u32>),
+    /// Workers are at these attempts, which are not under way: [`Notice::InVain`] tells which of them help nobody.
+    AtWork(Vec<(TaskId, Attempt)>),
     /// What the queue held is gone: send again what is owed.
     Wiped,
 }
@@ -96,6 +101,8 @@ pub enum Notice<'a> {
     Event(&'a Event),
     /// A worker told how far it is.
     Progress(&'a TaskReport),
+    /// Of the attempts that [`Control::AtWork`] named, those whose task is done.
+    InVain(&'a [(TaskId, Attempt)]),
     /// The run as it now is, after one or more events.
     State(&'a RunState),
 }
@@ -280,6 +287,7 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
             if let Phase::Finished(outcome) = turn.state.phase() {
                 return Ok(end(outcome, &turn.state));
             }
+            turn.tell_in_vain(&mut self.observer);
             turn.perform();
             self.handle_waiting(&mut turn).await?;
         }

@@ -9,7 +9,7 @@ use rallrec_core::{
     ids::{Attempt, TaskId},
     key::Key,
     lane::{Lane, Slots},
-    run::{Effect, Event, Input, RunState, apply, decide, owed},
+    run::{Effect, Event, Input, Next, RunState, TaskState, apply, decide, owed},
     task::{FailureClass, Outcome, TaskReport},
 };
 use rallrec_proto::{decode_report, encode_offer};
@@ -40,6 +40,9 @@ pub(crate) struct Turn<A> {
     clock: Arc<dyn Clock>,
     settings: Settings,
     granted: BTreeMap<Lane, u32>,
+    granted_second: BTreeMap<Lane, u32>,
+    /// Attempts that the caller asked about.
+    asked_about: Vec<(TaskId, Attempt)>,
 }
 
 impl<A: Artifacts> Turn<A> {
@@ -63,6 +66,8 @@ impl<A: Artifacts> Turn<A> {
             clock,
             settings,
             granted: BTreeMap::new(),
+            granted_second: BTreeMap::new(),
+            asked_about: Vec::new(),
         }
     }
 
@@ -114,6 +119,8 @@ impl<A: Artifacts> Turn<A> {
             }
             // Slots are filled at the end of every turn.
             Signal::Control(Some(Control::Grant(granted))) => self.granted = granted,
+            Signal::Control(Some(Control::GrantSecond(granted))) => self.granted_second = granted,
+            Signal::Control(Some(Control::AtWork(attempts))) => self.asked_about = attempts,
             Signal::Control(Some(Control::Wiped)) => self.offered.clear(),
             Signal::Control(Some(Control::Cancel)) => {
                 if self.take(Input::Cancel)? {
@@ -124,22 +131,23 @@ impl<A: Artifacts> Turn<A> {
         Ok(())
     }
 
-    /// Takes back the offer of an attempt that nobody should work on any more: it was lost, or another has committed.
-    /// Needs no journal record first: should this process die now, working on it again does no harm.
+    /// Takes back the offers of attempts that nobody should work on any more: they were lost, or another has ended the
+    /// task. Needs no journal record first: should this process die now, working on them again does no harm.
     fn withdraw_superseded(&mut self, event: &Event) {
-        let superseded = match event {
-            Event::TaskFailed { task, attempt: Some(attempt), class: FailureClass::Lost, .. } => {
-                Some((*task, *attempt))
-            }
-            Event::TaskCommitted { task, attempt, .. } => {
-                self.state.running(*task).map(|r| (*task, r.attempt)).filter(|(_, running)| running != attempt)
-            }
-            _ => None,
+        let (task, ended): (TaskId, &dyn Fn(Attempt) -> bool) = match event {
+            Event::TaskCommitted { task, attempt, .. } => (*task, &|other| other != *attempt),
+            Event::TaskFailed { task, attempt: Some(attempt), class, next, .. } => (*task, &|other| {
+                let lost = *class == FailureClass::Lost && other == *attempt;
+                lost || (*next == Next::GiveUp && other != *attempt)
+            }),
+            _ => return,
         };
-        let Some((task, attempt)) = superseded else { return };
-        let Some(lane) = self.state.lane(task.stage).cloned() else { return };
-        let (queue, name) = (Arc::clone(&self.queue), OfferName { task, attempt });
-        self.in_flight.push(async move { Signal::Sent(queue.withdraw(&lane, name).await) }.boxed());
+        let superseded = self.state.under_way(task).map(|running| running.attempt).filter(|attempt| ended(*attempt));
+        let Some(lane) = self.state.lane(task.stage) else { return };
+        for attempt in superseded {
+            let (queue, lane, name) = (Arc::clone(&self.queue), lane.clone(), OfferName { task, attempt });
+            self.in_flight.push(async move { Signal::Sent(queue.withdraw(&lane, name).await) }.boxed());
+        }
     }
 
     fn hear(&mut self, report: TaskReport, observer: &mut Observer) -> Result<(), DriverError> {
@@ -177,23 +185,39 @@ impl<A: Artifacts> Turn<A> {
                 self.take(Input::Capacity { slots, free })?;
             }
         }
+        for (lane, most) in self.granted_second.clone() {
+            let slots = Slots::Lane(lane);
+            let free = most.saturating_sub(self.state.doubled(&slots));
+            if free > 0 {
+                self.take(Input::Spare { slots, free })?;
+            }
+        }
         if matches!(owed(&self.state).next(), Some(Effect::Finish { .. })) {
             self.take(Input::Finish)?;
         }
         Ok(())
     }
 
+    /// Answers which attempts help nobody. The turn's events must be journaled.
+    pub(crate) fn tell_in_vain(&mut self, observer: &mut Observer) {
+        let mut attempts = std::mem::take(&mut self.asked_about);
+        if !attempts.is_empty() {
+            attempts.retain(|(task, _)| matches!(self.state.task(*task), Some(TaskState::Done(_))));
+            observer(Notice::InVain(&attempts));
+        }
+    }
+
     /// Starts what is owed and not under way, within the bounds. The turn's events must be journaled.
     pub(crate) fn perform(&mut self) {
         let state = &self.state;
         let mut asks = Vec::new();
-        self.offered.retain(|(task, attempt)| state.running(*task).is_some_and(|r| r.attempt == *attempt));
+        self.offered.retain(|(task, attempt)| state.attempt(*task, *attempt).is_some());
         for effect in owed(state) {
             match effect {
                 Effect::Finish { .. } => {}
                 Effect::Dispatch { task, attempt } => {
                     let new = self.offered.insert((task, attempt));
-                    let offer = new.then(|| state.offer(task)).flatten();
+                    let offer = new.then(|| state.offer(task, attempt)).flatten();
                     if let (Some(offer), Some(lane)) = (offer, state.lane(task.stage).cloned()) {
                         let (queue, payload) = (Arc::clone(&self.queue), encode_offer(&offer));
                         let name = OfferName { task, attempt };

@@ -4,7 +4,7 @@ use crate::{WireError, convert::text_in, v1};
 use bytes::Bytes;
 use prost::Message;
 use rallrec_core::{
-    fleet::{AtWork, Beat},
+    fleet::{AtWork, AttemptName, Beat},
     ids::{Attempt, RunId, TaskId, WorkerId},
     lane::Lane,
     task::Progress,
@@ -28,6 +28,8 @@ pub struct Order {
     pub drain: bool,
     /// Who says so.
     pub leader: String,
+    /// Attempts that help nobody any more.
+    pub stop: Vec<AttemptName>,
 }
 
 /// The leader's sign of life.
@@ -112,7 +114,14 @@ pub fn decode_beat(bytes: &[u8]) -> Result<BeatMessage, WireError> {
 /// The order's bytes.
 pub fn encode_order(order: &Order) -> Bytes {
     let lanes = order.lanes.iter().map(|lane| v1::Lane { pool: lane.pool.clone(), model: lane.model.clone() });
-    v1::Order { lanes: lanes.collect(), drain: order.drain, leader: order.leader.clone() }.encode_to_vec().into()
+    let stop = order.stop.iter().map(|name| v1::AttemptName {
+        run: name.run.0.clone(),
+        stage_index: name.task.stage,
+        shard_index: name.task.shard,
+        attempt: name.attempt.0,
+    });
+    let (lanes, stop) = (lanes.collect(), stop.collect());
+    v1::Order { lanes, drain: order.drain, leader: order.leader.clone(), stop }.encode_to_vec().into()
 }
 
 /// Reads [`encode_order`]'s bytes.
@@ -123,7 +132,19 @@ pub fn decode_order(bytes: &[u8]) -> Result<Order, WireError> {
     let message = v1::Order::decode(bytes)?;
     let lanes =
         message.lanes.into_iter().map(|lane| Ok(Lane { pool: text_in("lanes.pool", lane.pool)?, model: lane.model }));
-    Ok(Order { lanes: lanes.collect::<Result<_, WireError>>()?, drain: message.drain, leader: message.leader })
+    let stop = message.stop.into_iter().map(|name| {
+        Ok(AttemptName {
+            run: RunId(text_in("stop.run", name.run)?),
+            task: TaskId { stage: name.stage_index, shard: name.shard_index },
+            attempt: Attempt(name.attempt),
+        })
+    });
+    Ok(Order {
+        lanes: lanes.collect::<Result<_, WireError>>()?,
+        drain: message.drain,
+        leader: message.leader,
+        stop: stop.collect::<Result<_, WireError>>()?,
+    })
 }
 
 /// The sign's bytes.
@@ -168,7 +189,8 @@ mod tests {
         let message = BeatMessage { beat, leaving: true };
         assert_eq!(decode_beat(&encode_beat(&message)).unwrap(), message);
         let lane = |model: Option<&str>| Lane { pool: "gpu".into(), model: model.map(Into::into) };
-        let order = Order { lanes: vec![lane(Some("ab")), lane(None)], drain: true, leader: "c1".into() };
+        let stop = vec![message.beat.at_work[0].name()];
+        let order = Order { lanes: vec![lane(Some("ab")), lane(None)], drain: true, leader: "c1".into(), stop };
         assert_eq!(decode_order(&encode_order(&order)).unwrap(), order);
         let leader = LeaderBeat { term: 4, leader: "c1".into(), address: "http://127.0.0.1:7070".into() };
         assert_eq!(decode_leader(&encode_leader(&leader)).unwrap(), leader);

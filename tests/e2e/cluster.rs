@@ -20,6 +20,11 @@ impl Process {
         self.0.wait().unwrap();
     }
 
+    fn signal(&self, signal: &str) {
+        let sent = std::process::Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
     /// Waits until it ends by itself.
     pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         self.0.wait().unwrap()
@@ -98,9 +103,16 @@ impl Cluster {
 
     /// With these lines in its file.
     pub(crate) fn worker_with(&self, name: &str, lines: &str) -> Process {
+        self.named_worker(name, lines).0
+    }
+
+    /// A worker with these lines in its file, and the name that it goes by.
+    fn named_worker(&self, name: &str, lines: &str) -> (Process, String) {
         let lines = format!("device = \"cpu\"\ngrace_seconds = 5\n{lines}");
         let config = self.config(&format!("worker-{name}.toml"), &lines);
-        self.service(&["worker", "--config", &config]).0
+        let (process, first) = self.service(&["worker", "--config", &config]);
+        let id = first.split(' ').skip_while(|word| *word != "worker").nth(1).expect("its name");
+        (process, id.to_owned())
     }
 
     pub(crate) fn ask(&self, arguments: &[&str]) -> String {
@@ -137,7 +149,7 @@ pub(crate) fn check(events: &[Value]) {
         let task = (event["stage"].to_string(), event["shard"].to_string());
         if is(event, "task_committed") || is(event, "task_reused") {
             assert!(completed.insert(task.clone()), "{task:?} was completed twice");
-        } else if is(event, "task_dispatched") {
+        } else if is(event, "task_dispatched") || is(event, "task_doubled") {
             assert!(!completed.contains(&task), "{task:?} was completed and handed out again");
         }
     }
@@ -194,6 +206,38 @@ fn the_leader_and_a_worker_are_killed() {
     assert!(events.iter().any(|e| is(e, "run_taken_over")), "the standby took over");
     assert_eq!(cluster.home.ok(&["report", "last", "--format", "json"]), report);
     assert!(adapters(&cluster.store()) == adapter, "another adapter");
+}
+
+/// Frozen in the middle of a task, for less than the silence after which a worker is lost.
+#[test]
+fn a_task_that_takes_too_long_has_a_second_attempt_on_another_worker() {
+    let mut cluster = Cluster::new();
+    let _leader = cluster.coordinator();
+    let (slow, its_name) = cluster.named_worker("a", "");
+    let _other = cluster.worker("b");
+    let fan = ["submit", "pipelines/fan.yaml", "--set", "tasks=10", "--set", "milliseconds=1000"];
+    let run = cluster.ask(&fan).trim().to_owned();
+    let (_watching, told) = cluster.watch(&run);
+    let (mut frozen, mut begun, mut events) = (false, None, Vec::new());
+    for event in told {
+        if is(&event, "task_started") && event["stage"] == "fan" && event["worker"] == its_name {
+            begun = Some(event["shard"].clone());
+            if !frozen {
+                slow.signal("-STOP");
+                frozen = true;
+            }
+        }
+        let over = is(&event, "run_finished");
+        events.push(event);
+        if over {
+            break;
+        }
+    }
+    slow.signal("-CONT");
+    check(&events);
+    let of = |name| events.iter().filter(move |e| is(e, name)).map(|e| e["shard"].clone()).collect::<Vec<_>>();
+    assert_eq!(of("task_doubled"), [begun.expect("the worker began something")], "{events:?}");
+    assert_eq!(of("task_failed").len(), 0, "nobody was lost");
 }
 
 #[test]

@@ -93,7 +93,13 @@ impl Worker {
                 },
             };
             match rallrec_proto::decode_offer(delivery.payload()) {
-                Ok(offer) => task::run(&self, &id, offer).await?,
+                Ok(offer) => match self.board.enter(&offer, &self.cancel) {
+                    Some(entry) => task::run(&self, &id, offer, entry).await?,
+                    None => {
+                        delivery.put_off();
+                        continue;
+                    }
+                },
                 // Nobody can be told which task it was; the coordinator's lease on it runs out.
                 Err(error) => tracing::error!(%error, "a message on the queue is not a task"),
             }

@@ -62,6 +62,7 @@ pub async fn serve(
             _ = tick.tick() => member.beat(false, false).await,
             Some(order) = orders.next() => match decode_order(&order) {
                 Ok(order) => {
+                    member.worker.board.stop(&order.stop);
                     let wanted = if order.drain { Vec::new() } else { order.lanes };
                     lanes.send_if_modified(|lanes| {
                         let changed = *lanes != wanted;

@@ -1,6 +1,6 @@
 //! One attempt, from the offer to the last report.
 
-use crate::{Worker, checkpoint::TaskCheckpoints, input::TaskInputs, log::TaskLog, output::TaskOutput};
+use crate::{Worker, board::Entry, checkpoint::TaskCheckpoints, input::TaskInputs, log::TaskLog, output::TaskOutput};
 use rallrec_core::{
     ids::{TimeMs, WorkerId},
     models::PinnedModel,
@@ -8,7 +8,7 @@ use rallrec_core::{
     task::{FailureClass, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_queue::QueueError;
-use rallrec_stages::{Model, ModelSource, ProgressSink, RemoteSource, StageContext, StageError, stage};
+use rallrec_stages::{Cancel, Model, ModelSource, ProgressSink, RemoteSource, StageContext, StageError, stage};
 use rallrec_store::{Committed, StoreError};
 use std::{
     any::Any,
@@ -25,7 +25,7 @@ pub fn program() -> String {
 }
 
 /// Runs an attempt and reports how it went. Only the queue's own failures are errors.
-pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Result<(), QueueError> {
+pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer, entry: Entry) -> Result<(), QueueError> {
     let report = |outcome| TaskReport {
         run: offer.run.clone(),
         task: offer.task,
@@ -34,12 +34,12 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer) -> Res
         outcome,
     };
     let send = async |outcome| worker.queue.report(&offer.run, rallrec_proto::encode_report(&report(outcome))).await;
-    let entry = worker.board.enter(&offer);
     let (progress, mut heard) = watch::channel(Progress::default());
     let log = TaskLog::new(worker, id, &offer);
     let mut thread = {
         let (worker, offer, handle, log) = (worker.clone(), offer.clone(), Handle::current(), Arc::clone(&log));
-        tokio::task::spawn_blocking(move || log.within(|| attempt(&worker, offer, &handle, &Sink(progress))))
+        let cancel = entry.cancel().clone();
+        tokio::task::spawn_blocking(move || log.within(|| attempt(&worker, offer, &handle, &Sink(progress), &cancel)))
     };
     // On its way while the stage begins. Should it kill this process, the coordinator must know who had it.
     let told = send(Outcome::Started).await;
@@ -77,7 +77,13 @@ impl ProgressSink for Sink {
 }
 
 /// Computes and commits, on the stage's own thread.
-fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) -> Result<Committed, StageError> {
+fn attempt(
+    worker: &Worker,
+    offer: TaskOffer,
+    handle: &Handle,
+    progress: &Sink,
+    cancel: &Cancel,
+) -> Result<Committed, StageError> {
     let started = Instant::now();
     let params = StageParams::from_json(offer.kind, offer.params.clone())
         .map_err(|e| StageError::Invalid(format!("parameters of a {} stage from another version: {e}", offer.kind)))?;
@@ -96,7 +102,7 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
         models: &worker.models,
         progress,
         checkpoints: &checkpoints,
-        cancel: &worker.cancel,
+        cancel,
     };
     let inputs = TaskInputs::new(worker.store.clone(), worker.tables.clone(), handle.clone(), &offer);
     let mut output = TaskOutput::new(worker.store.clone(), handle.clone(), offer.clone());

@@ -4,16 +4,19 @@ use super::{RunWatcher, leader::LeaderError, record::Submitted};
 use crate::{Capacity, Clock, Control, Driver, DriverError, Notice, RunEnd, Settings, gc::wait_for_collections};
 use bytes::Bytes;
 use rallrec_core::{
-    fleet::{Demand, RunDemand},
-    ids::{Attempt, RunId, TaskId, WorkerId},
+    fleet::{AttemptName, Demand, RunDemand, Stragglers},
+    ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
     lane::{Lane, Slots},
     plan::Plan,
-    run::RunState,
+    run::{RunState, Suspect},
 };
 use rallrec_proto::encode_report;
 use rallrec_queue::{CoordinatorEnd, LeaderEnd};
 use rallrec_store::{Records, Store, StoreError};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tokio::{
     sync::{Notify, broadcast, mpsc, watch},
     task::JoinSet,
@@ -36,6 +39,10 @@ pub(super) struct Out {
 pub(super) struct Seen {
     pub(super) lanes: BTreeMap<Lane, Demand>,
     pub(super) out: Vec<Out>,
+    /// Second attempts that are handed out.
+    pub(super) doubled: BTreeMap<Lane, u32>,
+    /// What straggles, or will if it does not end soon.
+    pub(super) suspects: Vec<(Lane, Suspect)>,
     pub(super) done: u64,
     pub(super) known: u64,
 }
@@ -44,18 +51,26 @@ impl Seen {
     fn of(state: &RunState) -> Self {
         let lanes = state.lanes().iter().map(|lane| {
             let slots = Slots::Lane(lane.clone());
-            let demand = Demand { waiting: state.waiting(&slots), handed_out: state.handed_out(&slots) };
+            let demand = Demand { waiting: state.waiting(&slots), handed_out: state.handed_out(&slots), offered: 0 };
             (lane.clone(), demand)
         });
-        let out = state.all_handed_out().map(|(task, running)| Out {
-            task,
-            attempt: running.attempt,
-            worker: running.worker.clone(),
-        });
+        let mut lanes: BTreeMap<Lane, Demand> = lanes.collect();
+        let mut out = Vec::new();
+        for (task, running) in state.all_handed_out() {
+            let worker = running.begun.as_ref().map(|begun| begun.worker.clone());
+            if let (None, Some(demand)) = (&worker, state.lane(task.stage).and_then(|lane| lanes.get_mut(lane))) {
+                demand.offered += 1;
+            }
+            out.push(Out { task, attempt: running.attempt, worker });
+        }
+        let doubled = state.lanes().iter().map(|lane| (lane.clone(), state.doubled(&Slots::Lane(lane.clone()))));
+        let suspects = state.suspects().filter_map(|suspect| Some((state.lane(suspect.task.stage)?.clone(), suspect)));
         let view = state.view();
         Self {
-            lanes: lanes.collect(),
-            out: out.collect(),
+            lanes,
+            out,
+            doubled: doubled.collect(),
+            suspects: suspects.collect(),
             done: view.stages.iter().map(|stage| stage.done).sum(),
             known: view.stages.iter().filter_map(|stage| stage.tasks).sum(),
         }
@@ -80,6 +95,10 @@ pub(super) struct Active {
     pub(super) queue: Arc<dyn CoordinatorEnd>,
     /// What it was granted last.
     pub(super) granted: BTreeMap<Lane, u32>,
+    /// Second attempts that it was granted last.
+    pub(super) granted_second: BTreeMap<Lane, u32>,
+    /// Attempts that were found to help nobody any more.
+    in_vain: watch::Receiver<BTreeSet<(TaskId, Attempt)>>,
     priority: i32,
     weight: u32,
 }
@@ -122,6 +141,7 @@ impl Active {
         let queue: Arc<dyn CoordinatorEnd> = around.network.run(run.clone());
         let (control, heard) = mpsc::channel(CONTROL_BOUND);
         let (sight, seen) = watch::channel(Seen::default());
+        let (found, in_vain) = watch::channel(BTreeSet::new());
         let (turned, progress, id) = (Arc::clone(&around.turned), around.progress.clone(), run.clone());
         let watcher = Arc::clone(&around.watcher);
         let driver = Driver {
@@ -143,6 +163,7 @@ impl Active {
                 }
                 // Nobody may be watching.
                 Notice::Progress(report) => drop(progress.send((id.clone(), encode_report(report)))),
+                Notice::InVain(attempts) => drop(found.send_replace(attempts.iter().copied().collect())),
                 Notice::Event(_) => {}
             }),
         };
@@ -160,12 +181,31 @@ impl Active {
             (run, ended)
         });
         let (priority, weight) = (submitted.priority, submitted.weight);
-        Ok(Self { plan, control, seen, queue, granted: BTreeMap::new(), priority, weight })
+        let (granted, granted_second) = Default::default();
+        Ok(Self { plan, control, seen, queue, granted, granted_second, in_vain, priority, weight })
     }
 
     /// What it wants.
-    pub(super) fn demand(&self) -> RunDemand {
-        RunDemand { priority: self.priority, weight: self.weight, lanes: self.seen.borrow().lanes.clone() }
+    pub(super) fn demand(&self, now: TimeMs) -> RunDemand {
+        let seen = self.seen.borrow();
+        let straggling = |(lane, doubled): (&Lane, &u32)| {
+            let of_lane = seen.suspects.iter().filter(|(of, suspect)| of == lane && suspect.straggles(now));
+            let at = of_lane.map(|(_, suspect)| suspect.worker.clone()).collect();
+            (lane.clone(), Stragglers { doubled: *doubled, at })
+        };
+        let stragglers = seen.doubled.iter().map(straggling).collect();
+        RunDemand { priority: self.priority, weight: self.weight, lanes: seen.lanes.clone(), stragglers }
+    }
+
+    /// Asks which of the attempts that workers are at help nobody. The answer is [`Self::is_in_vain`]'s, soon; a driver
+    /// that has no time for the question is asked again.
+    pub(super) fn ask_in_vain(&self, attempts: Vec<(TaskId, Attempt)>) {
+        let _ = self.control.try_send(Control::AtWork(attempts));
+    }
+
+    /// Whether the task of an attempt was done when it was last asked about.
+    pub(super) fn is_in_vain(&self, name: &AttemptName) -> bool {
+        self.in_vain.borrow().contains(&(name.task, name.attempt))
     }
 
     /// Says something to the driver; one that has ended does not hear it.

@@ -10,7 +10,7 @@ use super::{
 use crate::{Control, DriverError, RunEnd};
 use futures::StreamExt;
 use rallrec_core::{
-    fleet::{Demands, Fleet},
+    fleet::{AtWork, AttemptName, Demands, Fleet},
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
     plan::Plan,
     run::{RunOutcome, RunState},
@@ -300,7 +300,8 @@ impl Leader {
     }
 
     fn demands(&self) -> Demands {
-        self.actives.iter().map(|(run, active)| (run.clone(), active.demand())).collect()
+        let now = self.around.clock.now();
+        self.actives.iter().map(|(run, active)| (run.clone(), active.demand(now))).collect()
     }
 
     /// Gives workers their lanes, and runs their shares.
@@ -316,17 +317,39 @@ impl Leader {
                 active.say(Control::Grant(granted)).await;
             }
         }
+        // A task becomes a straggler while nothing happens: every sign of life looks.
+        for (run, granted) in self.fleet.second_attempts(&demands) {
+            let Some(active) = self.actives.get_mut(&run) else { continue };
+            if active.granted_second != granted {
+                active.granted_second.clone_from(&granted);
+                active.say(Control::GrantSecond(granted)).await;
+            }
+        }
         Ok(Next::GoOn)
     }
 
     async fn order(&self, worker: &WorkerId) {
         let Some(member) = self.fleet.member(worker) else { return };
-        let order =
-            Order { lanes: member.lanes.clone(), drain: member.asked_to_drain, leader: self.sign.leader.clone() };
+        let at_work = member.beat.at_work.iter().map(AtWork::name);
+        let order = Order {
+            lanes: member.lanes.clone(),
+            drain: member.asked_to_drain,
+            leader: self.sign.leader.clone(),
+            stop: at_work.filter(|name| self.is_in_vain(name)).collect(),
+        };
         let _ = self.around.network.order(worker, encode_order(&order)).await;
     }
 
-    /// Finds attempts that nobody has: neither a worker that speaks, nor the queue.
+    /// Whether an attempt helps nobody: its task is done, as far as is known.
+    fn is_in_vain(&self, name: &AttemptName) -> bool {
+        match self.actives.get(&name.run) {
+            Some(active) => active.is_in_vain(name),
+            None => self.runs.0.get(&name.run).is_some_and(|run| run.outcome == Some(RunOutcome::Done)),
+        }
+    }
+
+    /// Finds attempts that nobody has: neither a worker that speaks, nor the queue. And asks the runs about those that
+    /// workers have and runs do not count on.
     async fn compare(&mut self) {
         let mut at_work = BTreeSet::new();
         for member in self.fleet.members() {
@@ -335,6 +358,12 @@ impl Leader {
         let mut missed = BTreeMap::new();
         for (run, active) in &self.actives {
             let out = active.seen.borrow().out.clone();
+            let known: BTreeSet<_> = out.iter().map(|out| (out.task, out.attempt)).collect();
+            let theirs = at_work.iter().filter(|(of, _, _)| of == run).map(|(_, task, attempt)| (*task, *attempt));
+            let left: Vec<_> = theirs.filter(|at| !known.contains(at)).collect();
+            if !left.is_empty() {
+                active.ask_in_vain(left);
+            }
             let unseen: Vec<_> =
                 out.into_iter().filter(|o| !at_work.contains(&(run.clone(), o.task, o.attempt))).collect();
             if unseen.is_empty() {

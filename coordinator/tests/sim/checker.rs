@@ -9,7 +9,7 @@ use crate::{
 use object_store::{ObjectStoreExt, path::Path};
 use rallrec_coordinator::cluster::ClusterRecord;
 use rallrec_core::{
-    ids::{Attempt, RunId, TaskId, WorkerId},
+    ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
     key::Key,
     run::{Event, JournalRecord, Next, Phase, RunOutcome, RunState, Snapshot},
     task::{FailureClass, TaskOffer},
@@ -52,6 +52,8 @@ struct Told {
     wrote: BTreeMap<String, usize>,
     acknowledged: BTreeMap<Path, Vec<u8>>,
     dispatched: BTreeSet<(RunId, TaskId, Attempt)>,
+    second: BTreeSet<(RunId, TaskId, Attempt)>,
+    started: BTreeMap<RunId, TimeMs>,
     done: BTreeSet<(RunId, TaskId)>,
     offers: BTreeMap<Key, TaskOffer>,
     firsts: BTreeMap<Key, BTreeSet<(RunId, Attempt)>>,
@@ -72,6 +74,14 @@ pub(crate) struct Figures {
     /// Snapshots that were kept, and held against the records before them.
     pub(crate) snapshots: u64,
     pub(crate) losses: u64,
+    /// Second attempts beside stragglers.
+    pub(crate) doubled: u64,
+    /// Of these, those whose report of a commit came first.
+    pub(crate) doubled_won: u64,
+    /// Attempts that were stopped because their task was done.
+    pub(crate) stopped: u64,
+    /// Of the last run that ended: from its start to its end.
+    pub(crate) makespan_ms: u64,
 }
 
 impl History {
@@ -102,7 +112,26 @@ impl History {
         if !told.dispatched.contains(&(offer.run.clone(), offer.task, offer.attempt)) {
             self.world.violate(format!("{} {}.{} was offered before its record", offer.run, offer.task, offer.attempt));
         }
+        let at_it = |entry: &Arc<WorkerEntry>| {
+            lock(&entry.board).keys().any(|(run, task, _)| (run, *task) == (&offer.run, offer.task))
+        };
+        if told.workers.get(worker).is_some_and(at_it) {
+            self.world.violate(format!("{worker} begins {} {} beside itself", offer.run, offer.task));
+        }
         told.offers.insert(offer.key.clone(), offer.clone());
+    }
+
+    /// An attempt was told to stop: rightly, if its task is done.
+    pub(crate) fn stopped(&self, offer: &TaskOffer) {
+        self.world.tell(format_args!("stopped {} {}.{}", offer.run, offer.task, offer.attempt));
+        let mut told = lock(&self.told);
+        told.figures.stopped += 1;
+        if !told.done.contains(&(offer.run.clone(), offer.task)) {
+            self.world.violate(format!(
+                "{} {}.{} was stopped, and its task is not done",
+                offer.run, offer.task, offer.attempt
+            ));
+        }
     }
 
     /// An attempt failed, and is to blame for it.
@@ -176,6 +205,7 @@ impl History {
 fn brief(event: &Event) -> String {
     match event {
         Event::TaskDispatched { task, attempt, .. } => format!("dispatched {task}.{attempt}"),
+        Event::TaskDoubled { task, attempt, .. } => format!("doubled {task}.{attempt}"),
         Event::TaskStarted { task, attempt, worker, .. } => format!("started {task}.{attempt} by {worker}"),
         Event::TaskCommitted { task, attempt, worker, .. } => format!("committed {task}.{attempt} by {worker}"),
         Event::TaskFailed { task, attempt, message, next, .. } => {
@@ -190,17 +220,28 @@ impl Told {
     /// An event was journaled.
     fn happened(&mut self, world: &World, run: &RunId, event: &Event) {
         match event {
-            Event::TaskDispatched { task, attempt, .. } => {
+            Event::RunStarted { at, .. } => drop(self.started.insert(run.clone(), *at)),
+            Event::RunFinished { at, .. } => {
+                self.figures.makespan_ms = self.started.get(run).map_or(0, |started| at.0.saturating_sub(started.0));
+            }
+            _ => {}
+        }
+        if let Event::TaskDoubled { task, attempt, .. } = event {
+            self.figures.doubled += 1;
+            self.second.insert((run.clone(), *task, *attempt));
+        }
+        match event {
+            Event::TaskDispatched { task, attempt, .. } | Event::TaskDoubled { task, attempt, .. } => {
                 if self.done.contains(&(run.clone(), *task)) {
                     world.violate(format!("{run} {task} was done and is run again"));
                 }
                 self.dispatched.insert((run.clone(), *task, *attempt));
             }
-            Event::TaskCommitted { task, .. } | Event::TaskReused { task, .. }
-                if !self.done.insert((run.clone(), *task)) =>
-            {
-                world.violate(format!("{run} {task} became done twice"));
+            Event::TaskCommitted { task, attempt, .. } if self.second.contains(&(run.clone(), *task, *attempt)) => {
+                self.figures.doubled_won += 1;
+                self.became_done(world, run, *task);
             }
+            Event::TaskCommitted { task, .. } | Event::TaskReused { task, .. } => self.became_done(world, run, *task),
             Event::TaskFailed { task, attempt, class, message, next, .. } => {
                 if *class == FailureClass::Lost {
                     self.figures.losses += 1;
@@ -218,6 +259,12 @@ impl Told {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn became_done(&mut self, world: &World, run: &RunId, task: TaskId) {
+        if !self.done.insert((run.clone(), task)) {
+            world.violate(format!("{run} {task} became done twice"));
         }
     }
 

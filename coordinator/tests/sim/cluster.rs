@@ -6,14 +6,14 @@ use crate::{
     network::{Link, Server},
     objects::{Shared, SimObjects},
     person::{Directory, Person},
-    plans::plan,
+    plans::{plan, wide},
     worker::Worker,
     world::{Mutant, Node, NodeClock, World, lock},
 };
 use futures::future::join_all;
 use object_store::memory::InMemory;
 use rallrec_coordinator::cluster::Candidate;
-use rallrec_core::ids::RunId;
+use rallrec_core::{ids::RunId, plan::Plan};
 use rallrec_store::Store;
 use std::{
     sync::{
@@ -94,7 +94,9 @@ struct Cluster {
 
 impl Cluster {
     async fn live(self: Arc<Self>) {
-        let runs: Vec<RunId> = (0..self.world.between(1, 2)).map(|n| RunId(format!("r{n}"))).collect();
+        let runs: Vec<RunId> = (0..if self.world.profile.one_crawls { 1 } else { self.world.between(1, 2) })
+            .map(|n| RunId(format!("r{n}")))
+            .collect();
         let mut processes = tokio::task::JoinSet::new();
         for place in 0..COORDINATORS {
             processes.spawn_local(Arc::clone(&self).coordinator(place));
@@ -104,7 +106,7 @@ impl Cluster {
         }
         let people = runs.iter().enumerate().map(|(number, run)| {
             let (world, directory) = (Arc::clone(&self.world), Arc::clone(&self.directory));
-            Person { world, directory, run: run.clone(), plan: plan(self.world.seed, number as u64) }.see_it_done()
+            Person { world, directory, run: run.clone(), plan: self.plan(number as u64) }.see_it_done()
         });
         let storm = self.storm();
         let ended = tokio::time::timeout(STORM + CALM, async { tokio::join!(join_all(people), storm) }).await;
@@ -118,6 +120,10 @@ impl Cluster {
         sleep(Duration::from_secs(60)).await;
         processes.shutdown().await;
         check(&self.world, &self.shared, &runs).await;
+    }
+
+    fn plan(&self, number: u64) -> Plan {
+        if self.world.profile.one_crawls { wide(self.world.seed) } else { plan(self.world.seed, number) }
     }
 
     /// Starts a coordinator, and another one whenever that is dead.
@@ -161,6 +167,9 @@ impl Cluster {
         for life in 1.. {
             let node = Node::new(&self.world, format!("w{place}-{life}"), Fault::WorkerKilledAtCall);
             let drain = Arc::new(AtomicBool::new(false));
+            if self.world.profile.one_crawls && place == 0 {
+                node.crawl(STORM + CALM);
+            }
             *lock(&self.workers[place].node) = Some(Arc::clone(&node));
             *lock(&self.workers[place].drain) = Arc::clone(&drain);
             let store = self.store(&node).await;
@@ -231,6 +240,7 @@ impl Cluster {
             Fault::WorkerKilled => worker.kill(),
             Fault::WorkerFrozen => worker.freeze(time),
             Fault::WorkerCut => worker.cut(time),
+            Fault::WorkerCrawls => worker.crawl(time * 2),
             Fault::WorkerDrained => drain.store(true, Ordering::Relaxed),
             _ => {}
         }

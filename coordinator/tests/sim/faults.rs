@@ -38,13 +38,14 @@ pub(crate) enum Fault {
     WorkerDrained,
     TaskFailed,
     RunCancelled,
+    WorkerCrawls,
 }
 
 use Fault::*;
 
 /// Every fault, with how often it happens where a seed has it: in a million opportunities of those that calls and words
 /// give, else as a weight among those that strike from time to time.
-const TABLE: [(Fault, u32); 32] = [
+const TABLE: [(Fault, u32); 33] = [
     (WordDropped, 150_000),
     (WordDelayed, 200_000),
     (WordDoubled, 100_000),
@@ -77,10 +78,11 @@ const TABLE: [(Fault, u32); 32] = [
     (WorkerDrained, 2),
     (TaskFailed, 50_000),
     (RunCancelled, 100_000),
+    (WorkerCrawls, 3),
 ];
 
 /// Faults that strike a whole node or service from time to time.
-pub(crate) const STRIKES: [Fault; 11] = [
+pub(crate) const STRIKES: [Fault; 12] = [
     QueueWiped,
     QueueAway,
     StoreAway,
@@ -92,6 +94,7 @@ pub(crate) const STRIKES: [Fault; 11] = [
     WorkerFrozen,
     WorkerCut,
     WorkerDrained,
+    WorkerCrawls,
 ];
 
 /// How many kinds there are.
@@ -101,6 +104,8 @@ pub(crate) const KINDS: usize = TABLE.len();
 #[derive(Clone, Debug)]
 pub(crate) struct Profile {
     rates: [u32; KINDS],
+    /// From the first moment on one worker takes very long for every shard, and the plan is wide.
+    pub(crate) one_crawls: bool,
 }
 
 impl Profile {
@@ -109,12 +114,17 @@ impl Profile {
         let mut dice = row_rng(seed, "profile", 0, 0);
         let share = 1 + dice.next_u32() % 4;
         let rates = TABLE.map(|(_, rate)| if dice.next_u32() % 4 < share { rate } else { 0 });
-        Self { rates }
+        Self { rates, one_crawls: false }
     }
 
     /// No faults at all.
     pub(crate) fn quiet() -> Self {
-        Self { rates: [0; KINDS] }
+        Self { rates: [0; KINDS], one_crawls: false }
+    }
+
+    /// No faults but one worker that takes very long.
+    pub(crate) fn one_crawls() -> Self {
+        Self { one_crawls: true, ..Self::quiet() }
     }
 
     /// In a million opportunities, or a weight.
@@ -124,8 +134,14 @@ impl Profile {
 }
 
 /// How often each fault happened.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Counts([u64; KINDS]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self([0; KINDS])
+    }
+}
 
 impl Counts {
     pub(crate) fn count(&mut self, fault: Fault) {

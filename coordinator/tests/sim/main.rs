@@ -23,6 +23,7 @@ mod plans;
 mod worker;
 mod world;
 
+use checker::Figures;
 use cluster::{Outcome, run};
 use faults::{Counts, Profile};
 use std::{
@@ -37,6 +38,9 @@ use world::{Mutant, lock};
 
 /// Seeds that every test run has.
 const SEEDS: u64 = 2_000;
+
+/// Seeds with one very slow worker.
+const SLOW_SEEDS: u64 = 40;
 
 /// Seeds within which each mutant must be found.
 const MUTANT_SEEDS: u64 = 1_000;
@@ -89,6 +93,9 @@ struct Total {
     records: u64,
     snapshots: u64,
     losses: u64,
+    doubled: u64,
+    doubled_won: u64,
+    stopped: u64,
     virtual_ms: u64,
     broken: Vec<(u64, String)>,
 }
@@ -107,6 +114,9 @@ impl Total {
                 self.records += outcome.figures.records;
                 self.snapshots += outcome.figures.snapshots;
                 self.losses += outcome.figures.losses;
+                self.doubled += outcome.figures.doubled;
+                self.doubled_won += outcome.figures.doubled_won;
+                self.stopped += outcome.figures.stopped;
                 self.virtual_ms += outcome.virtual_ms;
                 self.broken.extend(outcome.violations.into_iter().map(|broken| (seed, broken)));
             }
@@ -125,6 +135,10 @@ impl Total {
             self.begun,
             self.begun_in_vain,
             self.losses
+        );
+        println!(
+            "{} second attempts at stragglers, of which {} won; {} attempts stopped in vain work",
+            self.doubled, self.doubled_won, self.stopped
         );
         for (fault, times) in self.counts.each() {
             println!("{times:>10} {fault:?}");
@@ -163,6 +177,11 @@ fn the_promises_hold_whatever_goes_wrong() {
     if count >= SEEDS {
         let never: Vec<_> = total.counts.each().filter(|(_, times)| *times == 0).map(|(fault, _)| fault).collect();
         assert!(never.is_empty(), "faults that never happened: {never:?}");
+        let second = [total.doubled, total.doubled_won, total.doubled - total.doubled_won, total.stopped];
+        assert!(
+            second.iter().all(|times| *times > 0),
+            "second attempts that never happened, won, lost or stopped: {second:?}"
+        );
     }
 }
 
@@ -186,6 +205,22 @@ fn without_faults_every_task_is_begun_once() {
         assert_eq!((outcome.figures.begun, outcome.figures.losses), (outcome.figures.tasks, 0), "seed {seed}");
         assert_eq!(outcome.figures.terms, 1, "seed {seed}");
     }
+}
+
+/// Shards take 10 ms to 6 s, and 200 times that on one of the three workers: 10 minutes in the mean.
+#[test]
+fn one_slow_worker_does_not_hold_a_run_up() {
+    let mut seconds = 0;
+    for seed in 0..SLOW_SEEDS {
+        let outcome = run(seed, Profile::one_crawls(), None, false);
+        assert_eq!(outcome.violations, Vec::<String>::new(), "seed {seed}");
+        let Figures { makespan_ms, doubled, stopped, .. } = outcome.figures;
+        println!("seed {seed}: {makespan_ms} ms, {doubled} second attempts, {stopped} stopped");
+        assert!(makespan_ms < 100_000, "seed {seed}: {makespan_ms} ms");
+        seconds += doubled;
+    }
+    // The slow worker has one or two slots, and a shard in each when the others are done.
+    assert!((SLOW_SEEDS..=2 * SLOW_SEEDS).contains(&seconds), "{seconds}");
 }
 
 /// How many seeds it takes to find a mutant.

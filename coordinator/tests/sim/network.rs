@@ -31,6 +31,8 @@ use tokio::{
 
 /// Silence about a claimed message after which it is given out again.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(30);
+/// Time until an offer that a worker does not take itself is given out again.
+const PUT_OFF: Duration = Duration::from_secs(1);
 /// Time in which a message id counts once.
 const DUPLICATES: Duration = Duration::from_secs(600);
 /// Patience with one request.
@@ -276,6 +278,17 @@ impl Server {
             true
         })
         .await;
+    }
+
+    /// A claimed offer should be another worker's, in a moment.
+    pub(crate) async fn put_off(&self, node: &Node, id: u64) {
+        sleep(PUT_OFF).await;
+        self.on_offer(node, id, |offer| {
+            offer.hidden_until = Instant::now();
+            true
+        })
+        .await;
+        self.changed.notify_waiters();
     }
 
     /// A claimed offer is dealt with.

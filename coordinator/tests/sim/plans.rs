@@ -49,6 +49,19 @@ pub(crate) fn plan(seed: u64, number: u64) -> Plan {
     Plan { version: 1, pipeline: format!("simulated {number}"), stages }
 }
 
+/// A data set, 24 shards over it, and a report.
+pub(crate) fn wide(seed: u64) -> Plan {
+    let salt = format!("{seed}/wide");
+    let need = |stage, table: &str, mode| Need { port: format!("{mode:?}{stage}"), stage, table: table.into(), mode };
+    let mut stages = vec![
+        stage(&salt, 0, StageKind::Dataset, vec![], None, None),
+        stage(&salt, 1, StageKind::Embed, vec![need(0, "items", Mode::Drive)], Some(2), Some("a")),
+        stage(&salt, 2, StageKind::Report, vec![need(1, "rows", Mode::Whole)], None, None),
+    ];
+    stages[0].seed = 48 << 32;
+    Plan { version: 1, pipeline: "wide".into(), stages }
+}
+
 /// Rows of a data set's items and samples.
 pub(crate) fn dataset_rows(seed: u64) -> (u64, u64) {
     (seed >> 32, seed & u64::from(u32::MAX))

@@ -13,7 +13,7 @@ use crate::{
 use arrow_array::{ArrayRef, RecordBatch, UInt64Array};
 use futures::{StreamExt, stream::BoxStream};
 use rallrec_core::{
-    fleet::{AtWork, Beat},
+    fleet::{AtWork, AttemptName, Beat},
     ids::{RowRange, TimeMs, WorkerId},
     kind::StageKind,
     lane::Lane,
@@ -39,6 +39,9 @@ use tokio::{
 /// Time that tasks have to end when a worker drains.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// So many times longer takes what a worker begins while it crawls.
+const CRAWL: u64 = 20;
+
 /// One life of a worker.
 #[derive(Clone)]
 pub(crate) struct Worker {
@@ -54,6 +57,8 @@ pub(crate) struct Worker {
     drain: Arc<AtomicBool>,
     /// Tasks end where they stand.
     stop: Arc<AtomicBool>,
+    /// Attempts that the leader says help nobody.
+    in_vain: Arc<Mutex<Vec<AttemptName>>>,
 }
 
 impl Worker {
@@ -78,6 +83,7 @@ impl Worker {
             lanes_changed: Arc::default(),
             drain: Arc::clone(drain),
             stop: Arc::default(),
+            in_vain: Arc::default(),
         }
     }
 
@@ -115,6 +121,7 @@ impl Worker {
         let until = Instant::now() + Duration::from_secs(1);
         while let Ok(Some(order)) = tokio::time::timeout_at(until, orders.next()).await {
             let order = decode_order(&order).unwrap();
+            lock(&self.in_vain).extend(order.stop);
             if !draining {
                 self.set_lanes(if order.drain { Vec::new() } else { order.lanes });
             }
@@ -167,6 +174,12 @@ impl Worker {
     /// One attempt, from the offer to the last report.
     async fn work(&self, claimed: Message) {
         let offer = decode_offer(&claimed.payload).unwrap();
+        if lock(&self.entry.board).keys().any(|(run, task, _)| (run, *task) == (&offer.run, offer.task)) {
+            let (server, node, id) = (Arc::clone(&self.server), Arc::clone(&self.node), claimed.id());
+            self.node.world.tell(format_args!("{} leaves {} {} to others", self.id, offer.run, offer.task));
+            tokio::task::spawn_local(async move { server.put_off(&node, id).await });
+            return;
+        }
         self.history.begun(&self.id, &offer);
         let name = (offer.run.clone(), offer.task, offer.attempt);
         lock(&self.entry.board).insert(name.clone(), Instant::now());
@@ -197,8 +210,15 @@ impl Worker {
     async fn attempt(&self, offer: &TaskOffer, claimed: &Message) -> Outcome {
         let world = &self.node.world;
         let failed = |class, message: String| Outcome::Failed { class, message };
-        let slow = world.fires(Fault::WorkerSlow);
-        let ms = if slow { world.between(20_000, 90_000) } else { world.between(10, 6_000) };
+        // Stages of one task have nobody to be compared with, so a test that has no other fault leaves them alone.
+        let crawls = self.node.is_crawling() && (offer.rows.is_some() || !world.profile.one_crawls);
+        let ms = match crawls {
+            true if world.profile.one_crawls => 10 * CRAWL * world.between(10, 6_000),
+            true => CRAWL * world.between(10, 6_000),
+            false if world.fires(Fault::WorkerSlow) => world.between(20_000, 90_000),
+            false => world.between(10, 6_000),
+        };
+        let name = AttemptName { run: offer.run.clone(), task: offer.task, attempt: offer.attempt };
         let until = Instant::now() + Duration::from_millis(ms);
         let mut said = Instant::now();
         while Instant::now() < until {
@@ -206,6 +226,10 @@ impl Worker {
             self.node.gate().await;
             if self.stop.load(Ordering::Relaxed) {
                 return failed(FailureClass::Lost, "draining".into());
+            }
+            if lock(&self.in_vain).contains(&name) {
+                self.history.stopped(offer);
+                return failed(FailureClass::Lost, "in vain".into());
             }
             if said.elapsed() >= crate::network::ACK_WAIT / 3 {
                 said = Instant::now();

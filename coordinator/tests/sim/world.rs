@@ -174,6 +174,7 @@ struct Life {
     dead: bool,
     frozen_until: Instant,
     cut_until: Instant,
+    crawls_until: Instant,
     clock_ahead_ms: i64,
     /// Until when it could not be heard, for whatever reason; `None`: it always could.
     mute_until: Option<Instant>,
@@ -182,7 +183,14 @@ struct Life {
 impl Node {
     pub(crate) fn new(world: &Arc<World>, name: String, dies_at_call: Fault) -> Arc<Self> {
         let now = Instant::now();
-        let life = Life { dead: false, frozen_until: now, cut_until: now, clock_ahead_ms: 0, mute_until: None };
+        let life = Life {
+            dead: false,
+            frozen_until: now,
+            cut_until: now,
+            crawls_until: now,
+            clock_ahead_ms: 0,
+            mute_until: None,
+        };
         world.tell(format_args!("{name} starts"));
         Arc::new(Self { name, world: Arc::clone(world), dies_at_call, life: Mutex::new(life), died: Notify::new() })
     }
@@ -237,6 +245,16 @@ impl Node {
         let mut life = lock(&self.life);
         life.cut_until = Instant::now() + time;
         life.mute_until = life.mute_until.max(Some(life.cut_until));
+    }
+
+    /// Whatever it begins takes far longer, for a while.
+    pub(crate) fn crawl(&self, time: Duration) {
+        self.world.tell(format_args!("{} crawls for {time:?}", self.name));
+        lock(&self.life).crawls_until = Instant::now() + time;
+    }
+
+    pub(crate) fn is_crawling(&self) -> bool {
+        lock(&self.life).crawls_until > Instant::now()
     }
 
     pub(crate) fn is_cut(&self) -> bool {

@@ -115,7 +115,10 @@ impl Record {
                 self.outcome = Some(*outcome);
                 at
             }
-            Event::TaskDispatched { at, .. } | Event::TaskStarted { at, .. } | Event::CancelRequested { at } => at,
+            Event::TaskDispatched { at, .. }
+            | Event::TaskDoubled { at, .. }
+            | Event::TaskStarted { at, .. }
+            | Event::CancelRequested { at } => at,
             Event::StageSharded { .. } | Event::TaskMissing { .. } => return,
         };
         self.last_at = Some(*at);

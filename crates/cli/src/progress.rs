@@ -178,6 +178,7 @@ impl RunProgress {
                 stage.rows_committed += summary.rows.values().copied().max().unwrap_or(0);
                 self.complete(*task, *at)
             }
+            Event::TaskFailed { next: Next::Other { .. }, .. } => None,
             Event::TaskFailed { task, next, .. } => {
                 let stage = self.stage(*task)?;
                 stage.running.remove(&task.shard);
@@ -193,6 +194,7 @@ impl RunProgress {
             | Event::RunTakenOver { .. }
             | Event::TaskMissing { .. }
             | Event::TaskDispatched { .. }
+            | Event::TaskDoubled { .. }
             | Event::CancelRequested { .. }
             | Event::RunFinished { .. } => None,
         }

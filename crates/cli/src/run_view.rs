@@ -71,8 +71,8 @@ impl RunView {
                     self.console
                         .note(&format!("{place}: {}: {message}", marked(color, Mark::Yellow, "will be tried again")));
                 }
-                // Stopped by Ctrl-C, or with its worker: no fault of the task's.
-                Next::Replace { .. } => {}
+                // Stopped by Ctrl-C, or with its worker: no fault of the task's. Or its other attempt goes on.
+                Next::Replace { .. } | Next::Other { .. } => {}
             }
         }
         match (event, notice) {

@@ -2,8 +2,9 @@
 //!
 //! Pure: beats, demands and the time come in; who is lost, orders and grants come out. A worker keeps its lane while there
 //! is work in it, so that its model stays in memory. Slots of a lane are shared by the runs that wait on it: the highest
-//! priority first, equals by their weights, and what one does not need goes to the others. Deliberately not here: what
-//! becomes of a lost worker's tasks (each run's own matter, [`crate::run`]), and sending anything.
+//! priority first, equals by their weights, and what one does not need goes to the others. A slot that nothing waits for may
+//! have a second attempt (`spare`). Deliberately not here: what becomes of a lost worker's tasks (each run's own matter,
+//! [`crate::run`]), and sending anything.
 
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
@@ -13,11 +14,24 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod spare;
+
 /// Silence after which a worker is lost: 15 beats.
 pub const LOST_AFTER_MS: u64 = 15_000;
 
 /// Offers out for each slot that asks a lane: one that is worked on, and one so that no slot waits for a round trip.
 const DEPTH: u32 = 2;
+
+/// An attempt, among those of all runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AttemptName {
+    /// Its run.
+    pub run: RunId,
+    /// The task.
+    pub task: TaskId,
+    /// The attempt.
+    pub attempt: Attempt,
+}
 
 /// An attempt that a worker is at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +44,13 @@ pub struct AtWork {
     pub attempt: Attempt,
     /// How far it is.
     pub progress: Progress,
+}
+
+impl AtWork {
+    /// Which attempt it is.
+    pub fn name(&self) -> AttemptName {
+        AttemptName { run: self.run.clone(), task: self.task, attempt: self.attempt }
+    }
 }
 
 /// What a worker says of itself, every second.
@@ -75,8 +96,19 @@ pub struct Member {
 pub struct Demand {
     /// Tasks that could be handed out.
     pub waiting: u64,
-    /// Tasks that are.
+    /// Attempts that are.
     pub handed_out: u32,
+    /// Of these, those that wait for a worker.
+    pub offered: u32,
+}
+
+/// What of a run takes too long in a lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stragglers {
+    /// Second attempts that are handed out.
+    pub doubled: u32,
+    /// Of each task that could have one, the worker that is at it.
+    pub at: Vec<WorkerId>,
 }
 
 /// What a run wants, and its claim to it.
@@ -88,6 +120,8 @@ pub struct RunDemand {
     pub weight: u32,
     /// By lane.
     pub lanes: BTreeMap<Lane, Demand>,
+    /// By lane.
+    pub stragglers: BTreeMap<Lane, Stragglers>,
 }
 
 /// What all runs want.

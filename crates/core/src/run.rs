@@ -12,7 +12,8 @@
 //! Choices, simplest correct rule first:
 //! - every stage of the plan is made present, also one whose consumers all are present already;
 //! - every attempt is preceded by a probe of the store, so nothing that is committed is computed again: a task whose
-//!   attempt ended without a result is probed anew, because the artifact may be there although its report is lost;
+//!   attempt ended without a result is probed anew, because the artifact may be there although its report is lost
+//!   (all but the second attempt beside one that takes too long: that would end it, if it had committed);
 //! - a task that failed for good fails the run, but only at its end: whatever does not depend on it is still made.
 //!
 //! Time comes in as an argument and jitter comes from the task's key. Deliberately not here: performing, waiting,
@@ -29,6 +30,7 @@ mod retry;
 mod shards;
 mod snapshot;
 mod state;
+mod straggler;
 mod view;
 
 pub use apply::{IllegalTransition, apply};
@@ -40,5 +42,6 @@ pub use record::{JournalRecord, RecordError};
 pub use retry::{MAX_BACKOFF_MS, MAX_LOSSES};
 pub use shards::{MAX_SHARDS, Shards};
 pub use snapshot::Snapshot;
-pub use state::{Done, Failed, Phase, Ready, ReplayError, RunState, Running, TaskState, Unprobed};
+pub use state::{Begun, Done, Doubled, Failed, Phase, Ready, ReplayError, RunState, Running, TaskState, Unprobed};
+pub use straggler::{STRAGGLER_FLOOR_MS, Suspect};
 pub use view::{RunView, StageView, TaskError};

@@ -18,7 +18,10 @@ use rallrec_core::{
     ids::{Attempt, RunId, TaskId},
     lane::Lane,
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
+
+/// Time until an offer that was put off goes back.
+const PUT_OFF: Duration = Duration::from_secs(1);
 
 /// Why a message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -117,6 +120,15 @@ impl Delivery {
     /// What was offered.
     pub fn payload(&self) -> &Bytes {
         &self.payload
+    }
+
+    /// Another worker should have it: goes back in a second, so that whoever gave it up does not get it back at once and
+    /// again and again. Needs a tokio runtime.
+    pub fn put_off(self) {
+        tokio::spawn(async move {
+            tokio::time::sleep(PUT_OFF).await;
+            drop(self);
+        });
     }
 
     /// The offer is dealt with: its result is committed, or was reported as failed. Not before, or a dying worker

@@ -250,6 +250,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_offer_that_is_put_off_goes_back_a_second_later() {
+        let queue = MemoryQueue::new(2);
+        offer(&queue, "a", 1).await.unwrap();
+        let begun = std::time::Instant::now();
+        claim(&queue, "a").await.put_off();
+        assert!(queue.claim(&[lane("a")]).now_or_never().is_none());
+        assert_eq!(queue.held().await.unwrap(), [name(1)].into(), "it is not lost meanwhile");
+        assert_eq!(claim(&queue, "a").await.payload(), &bytes(1));
+        assert!(begun.elapsed().as_millis() >= 1000);
+    }
+
+    #[tokio::test]
     async fn a_full_lane_makes_the_offerer_wait_until_there_is_room() {
         let queue = MemoryQueue::new(1);
         offer(&queue, "a", 1).await.unwrap();

@@ -89,19 +89,27 @@ impl Checkpoints for MemoryCheckpoints {
     }
 }
 
-/// Set when the task should stop soon.
+/// Set when the task should stop soon. Clones are the same flag.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    asked: Arc<AtomicBool>,
+    whole: Option<Arc<Cancel>>,
+}
 
 impl Cancel {
+    /// One for a part of the work: set by itself, or with this one.
+    pub fn part(&self) -> Self {
+        Self { asked: Arc::default(), whole: Some(Arc::new(self.clone())) }
+    }
+
     /// Asks the task to stop.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.asked.store(true, Ordering::Relaxed);
     }
 
     /// Whether it was asked to stop.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.asked.load(Ordering::Relaxed) || self.whole.as_ref().is_some_and(|whole| whole.is_set())
     }
 
     /// # Errors

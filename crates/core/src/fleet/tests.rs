@@ -5,7 +5,7 @@ fn lane(model: Option<&str>) -> Lane {
     Lane { pool: "cpu".into(), model: model.map(Into::into) }
 }
 
-fn beat(worker: &str, slots: u32, models: &[&str]) -> Beat {
+pub(super) fn beat(worker: &str, slots: u32, models: &[&str]) -> Beat {
     Beat {
         worker: WorkerId(worker.into()),
         host: worker.into(),
@@ -21,8 +21,9 @@ fn beat(worker: &str, slots: u32, models: &[&str]) -> Beat {
 }
 
 fn run(id: &str, priority: i32, weight: u32, lanes: &[(Option<&str>, u64)]) -> (RunId, RunDemand) {
-    let lanes = lanes.iter().map(|(m, waiting)| (lane(*m), Demand { waiting: *waiting, handed_out: 0 })).collect();
-    (RunId(id.into()), RunDemand { priority, weight, lanes })
+    let lanes =
+        lanes.iter().map(|(m, waiting)| (lane(*m), Demand { waiting: *waiting, ..Demand::default() })).collect();
+    (RunId(id.into()), RunDemand { priority, weight, lanes, ..RunDemand::default() })
 }
 
 fn fleet(workers: u32) -> Fleet {
@@ -129,9 +130,9 @@ proptest! {
         runs in proptest::collection::vec((0..3i32, 0..5u32, 0..60u64, 0..20u32), 1..8),
     ) {
         let demands: Demands = runs.iter().enumerate().map(|(n, (priority, weight, waiting, handed_out))| {
-            let demand = Demand { waiting: *waiting, handed_out: *handed_out };
+            let demand = Demand { waiting: *waiting, handed_out: *handed_out, ..Demand::default() };
             let lanes = BTreeMap::from([(lane(None), demand)]);
-            (RunId(format!("r{n}")), RunDemand { priority: *priority, weight: *weight, lanes })
+            (RunId(format!("r{n}")), RunDemand { priority: *priority, weight: *weight, lanes, ..RunDemand::default() })
         }).collect();
         let shares = share(&lane(None), places, &demands);
         let uses = |run: &RunDemand| run.lanes.values().map(|d| d.waiting as u32 + d.handed_out).sum::<u32>();

@@ -1,9 +1,13 @@
 //! Events to state: the one place where a run moves.
 
 use super::{
-    Done, Event, Failed, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, Unprobed, state::History,
+    Begun, Done, Doubled, Event, Failed, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState,
+    Unprobed, state::History,
 };
-use crate::ids::{TaskId, TimeMs};
+use crate::{
+    ids::{Attempt, TaskId, TimeMs, WorkerId},
+    task::FailureClass,
+};
 
 /// An event that does not fit the state. Events come from [`super::decide`] on the same state, so this means a damaged
 /// journal, or a bug.
@@ -59,7 +63,9 @@ pub fn apply(state: &mut RunState, event: &Event) -> Result<(), IllegalTransitio
             | Event::TaskCommitted { task, .. }
             | Event::TaskFailed { task, .. },
         )
-        | (Active, Event::TaskDispatched { task, .. }) => return apply_task(state, *task, event),
+        | (Active, Event::TaskDispatched { task, .. } | Event::TaskDoubled { task, .. }) => {
+            return apply_task(state, *task, event);
+        }
         (Active, Event::CancelRequested { .. }) => cancel(state),
         (Active | Cancelling, Event::RunFinished { outcome, .. }) if state.due_outcome() == Some(*outcome) => {
             state.phase = Finished(*outcome);
@@ -76,7 +82,7 @@ fn apply_task(state: &mut RunState, task: TaskId, event: &Event) -> Result<(), I
     let next = match (&run.state, event) {
         (TaskState::Unprobed(_), Event::TaskReused { summary, .. }) => {
             let summary = summary.clone();
-            state.count_artifact(task, &summary);
+            state.count_artifact(task, &summary, true);
             TaskState::Done(Done { reused: true })
         }
         (TaskState::Unprobed(_), Event::TaskMissing { .. }) if waiting > 0 => TaskState::Blocked,
@@ -85,24 +91,41 @@ fn apply_task(state: &mut RunState, task: TaskId, event: &Event) -> Result<(), I
         }
         (TaskState::Ready(_), Event::TaskDispatched { attempt, .. }) if attempt.0 == history.attempts + 1 => {
             history.attempts = attempt.0;
-            TaskState::Running(Running { attempt: *attempt, worker: None })
+            history.doubled = false;
+            TaskState::Running(Running { attempt: *attempt, begun: None })
         }
-        (TaskState::Running(running), Event::TaskStarted { attempt, worker, .. }) if running.attempt == *attempt => {
-            TaskState::Running(Running { attempt: *attempt, worker: Some(worker.clone()) })
+        (TaskState::Running(first), Event::TaskDoubled { attempt, .. }) if attempt.0 == history.attempts + 1 => {
+            history.attempts = attempt.0;
+            history.doubled = true;
+            let second = Running { attempt: *attempt, begun: None };
+            TaskState::Doubled(Box::new(Doubled { first: first.clone(), second }))
+        }
+        (TaskState::Running(running), Event::TaskStarted { attempt, worker, at, .. })
+            if running.attempt == *attempt =>
+        {
+            TaskState::Running(begin(*attempt, worker, *at))
+        }
+        (TaskState::Doubled(doubled), Event::TaskStarted { attempt, worker, at, .. }) if doubled.has(*attempt) => {
+            let begun = begin(*attempt, worker, *at);
+            TaskState::Doubled(Box::new(match doubled.first.attempt == *attempt {
+                true => Doubled { first: begun, second: doubled.second.clone() },
+                false => Doubled { first: doubled.first.clone(), second: begun },
+            }))
         }
         (
             TaskState::Unprobed(_)
             | TaskState::Blocked
             | TaskState::Ready(_)
             | TaskState::Running(_)
+            | TaskState::Doubled(_)
             | TaskState::Failed(_),
             Event::TaskCommitted { attempt, summary, .. },
         ) if (1..=history.attempts).contains(&attempt.0) => {
-            state.count_artifact(task, summary);
+            state.count_artifact(task, summary, false);
             TaskState::Done(Done { reused: false })
         }
         (
-            TaskState::Unprobed(_) | TaskState::Ready(_) | TaskState::Running(_),
+            TaskState::Unprobed(_) | TaskState::Ready(_) | TaskState::Running(_) | TaskState::Doubled(_),
             Event::TaskFailed { next: Next::GiveUp, class, message, .. },
         ) => TaskState::Failed(Box::new(Failed { class: *class, message: message.clone() })),
         (TaskState::Running(running), Event::TaskFailed { attempt, next: Next::Retry { not_before }, .. })
@@ -117,11 +140,45 @@ fn apply_task(state: &mut RunState, task: TaskId, event: &Event) -> Result<(), I
             history.losses += u32::from(*counts);
             TaskState::Unprobed(Unprobed { not_before: TimeMs(0) })
         }
+        (
+            TaskState::Doubled(doubled),
+            Event::TaskFailed { attempt: Some(attempt), class, next: Next::Other { counts }, .. },
+        ) if doubled.has(*attempt) => {
+            history.charge(*class, *counts);
+            TaskState::Running(doubled.without(*attempt))
+        }
         (other, _) => return Err(illegal(other.name())),
     };
     state.run_mut(task).history = history;
     state.set(task, next);
     Ok(())
+}
+
+fn begin(attempt: Attempt, worker: &WorkerId, at: TimeMs) -> Running {
+    Running { attempt, begun: Some(Begun { worker: worker.clone(), at }) }
+}
+
+impl Doubled {
+    fn has(&self, attempt: Attempt) -> bool {
+        self.first.attempt == attempt || self.second.attempt == attempt
+    }
+
+    /// The other attempt.
+    fn without(&self, attempt: Attempt) -> Running {
+        if self.first.attempt == attempt { self.second.clone() } else { self.first.clone() }
+    }
+}
+
+impl History {
+    /// One of two attempts has ended, and its task goes on. What does not count leaves the task its second attempt, too.
+    fn charge(&mut self, class: FailureClass, counts: bool) {
+        self.doubled = counts;
+        match class {
+            FailureClass::Lost => self.losses += u32::from(counts),
+            FailureClass::Transient | FailureClass::Resource => self.failures += u32::from(counts),
+            FailureClass::Permanent => {}
+        }
+    }
 }
 
 /// Stages of one task are cut at once; the others wait for their driving table.
@@ -146,7 +203,7 @@ fn resume(state: &mut RunState) {
             match run.state {
                 TaskState::Done(_) | TaskState::Unprobed(_) => continue,
                 TaskState::Failed(_) => run.history = History { attempts: run.history.attempts, ..History::default() },
-                TaskState::Blocked | TaskState::Ready(_) | TaskState::Running(_) => {}
+                TaskState::Blocked | TaskState::Ready(_) | TaskState::Running(_) | TaskState::Doubled(_) => {}
             }
             state.set(task, TaskState::Unprobed(Unprobed { not_before: TimeMs(0) }));
         }
@@ -157,7 +214,9 @@ fn resume(state: &mut RunState) {
 fn cancel(state: &mut RunState) {
     state.phase = Phase::Cancelling;
     for task in state.index.offered.clone() {
-        state.set(task, TaskState::Unprobed(Unprobed { not_before: TimeMs(0) }));
+        let begun = state.under_way(task).find(|running| running.begun.is_some()).cloned();
+        let next = begun.map_or(TaskState::Unprobed(Unprobed { not_before: TimeMs(0) }), TaskState::Running);
+        state.set(task, next);
     }
 }
 
@@ -199,6 +258,7 @@ impl Event {
             Self::TaskReused { .. } => "task_reused",
             Self::TaskMissing { .. } => "task_missing",
             Self::TaskDispatched { .. } => "task_dispatched",
+            Self::TaskDoubled { .. } => "task_doubled",
             Self::TaskStarted { .. } => "task_started",
             Self::TaskCommitted { .. } => "task_committed",
             Self::TaskFailed { .. } => "task_failed",
@@ -216,6 +276,7 @@ impl TaskState {
             Self::Blocked => "blocked",
             Self::Ready(_) => "ready",
             Self::Running(_) => "running",
+            Self::Doubled(_) => "running twice",
             Self::Done(_) => "done",
             Self::Failed(_) => "failed",
         }

@@ -1,7 +1,9 @@
 //! Inputs to events: every policy of a run is here, and none in [`super::apply`].
 
 use super::{
-    Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, retry, state::Rank,
+    Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, retry,
+    state::{History, Rank},
+    straggler,
 };
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
@@ -43,6 +45,13 @@ pub enum Input {
     },
     /// Slots can take this many further tasks.
     Capacity {
+        /// Which.
+        slots: Slots,
+        /// How many.
+        free: u32,
+    },
+    /// Slots that nothing else wants can take this many second attempts.
+    Spare {
         /// Which.
         slots: Slots,
         /// How many.
@@ -124,7 +133,8 @@ pub fn decide(state: &RunState, input: Input, now: TimeMs) -> Result<Vec<Event>,
         (_, Input::WorkerLost { worker }) => Ok(worker_lost(state, &worker, now)),
         (_, Input::AttemptLost { task, attempt }) => attempt_lost(state, task, attempt, now),
         (Phase::Active, Input::Capacity { slots, free }) => Ok(dispatch(state, &slots, free, now)),
-        (Phase::Cancelling, Input::Capacity { .. }) => Ok(Vec::new()),
+        (Phase::Active, Input::Spare { slots, free }) => Ok(straggler::double(state, &slots, free, now)),
+        (Phase::Cancelling, Input::Capacity { .. } | Input::Spare { .. }) => Ok(Vec::new()),
         (Phase::Active, Input::Cancel) => Ok(vec![Event::CancelRequested { at: now }]),
         (Phase::Cancelling, Input::Cancel) => Err(Rejection::Over),
         (_, Input::Finish) => match state.due_outcome() {
@@ -185,14 +195,14 @@ fn reported(state: &RunState, report: TaskReport, now: TimeMs) -> Result<Vec<Eve
             let event = |summary| Event::TaskCommitted { task, attempt, worker, summary, first, at: now };
             Ok(present(state, task, Some(attempt), summary, now, event))
         }
-        (TaskState::Running(running), outcome) if running.attempt == attempt => {
-            on_running(state, task, running, worker, outcome, now)
-        }
-        _ => Err(Rejection::Stale { task }),
+        (_, outcome) => match state.attempt(task, attempt) {
+            Some(running) => on_running(state, task, running, worker, outcome, now),
+            None => Err(Rejection::Stale { task }),
+        },
     }
 }
 
-/// A report, other than a commit, about the attempt that is running.
+/// A report, other than a commit, about an attempt that is under way.
 fn on_running(
     state: &RunState,
     task: TaskId,
@@ -202,55 +212,69 @@ fn on_running(
     now: TimeMs,
 ) -> Result<Vec<Event>, Rejection> {
     match outcome {
-        Outcome::Started if running.worker.as_ref() == Some(&worker) => Err(Rejection::Duplicate { task }),
+        Outcome::Started if running.begun.as_ref().is_some_and(|begun| begun.worker == worker) => {
+            Err(Rejection::Duplicate { task })
+        }
         Outcome::Started => Ok(vec![Event::TaskStarted { task, attempt: running.attempt, worker, at: now }]),
         // It stopped by itself, to drain: no sign of a bad task.
         Outcome::Failed { class: FailureClass::Lost, message } => {
-            Ok(vec![replaced(task, running.attempt, message, now)])
+            Ok(vec![replaced(state, task, running.attempt, message, now)])
         }
-        Outcome::Failed { class, message } => {
-            Ok(failed(state, task, running.attempt, class, message, now).into_iter().collect())
-        }
+        Outcome::Failed { class, message } => Ok(failed(state, task, &[running.attempt], class, &message, now)),
         Outcome::Progress(_) | Outcome::Committed { .. } => Ok(Vec::new()),
     }
 }
 
+/// These attempts at a task have failed in the same way. While another goes on, the task does: the failure counts as
+/// otherwise, and what follows it is decided when the last attempt ends.
 fn failed(
     state: &RunState,
     task: TaskId,
-    attempt: Attempt,
+    attempts: &[Attempt],
     class: FailureClass,
-    message: String,
+    message: &str,
     now: TimeMs,
-) -> Option<Event> {
-    let run = state.task_run(task)?;
-    let retry = &state.plan.stages[task.stage as usize].retry;
-    let cancelling = state.phase == Phase::Cancelling;
-    let next = retry::next(retry, &run.key, &run.history, class, cancelling, now);
-    Some(Event::TaskFailed { task, attempt: Some(attempt), class, message, next, at: now })
+) -> Vec<Event> {
+    let Some(run) = state.task_run(task) else { return Vec::new() };
+    let mut others = state.under_way(task).count();
+    let mut losses = run.history.losses;
+    let events = attempts.iter().map(|attempt| {
+        others -= 1;
+        let next = if others > 0 {
+            losses += u32::from(class == FailureClass::Lost);
+            Next::Other { counts: class != FailureClass::Lost || state.phase != Phase::Cancelling }
+        } else {
+            let retry = &state.plan.stages[task.stage as usize].retry;
+            let history = History { losses, ..run.history };
+            retry::next(retry, &run.key, &history, class, state.phase == Phase::Cancelling, now)
+        };
+        Event::TaskFailed { task, attempt: Some(*attempt), class, message: message.to_owned(), next, at: now }
+    });
+    events.collect()
 }
 
 fn worker_lost(state: &RunState, worker: &WorkerId, now: TimeMs) -> Vec<Event> {
-    let theirs = state.index.running.iter().filter_map(|&task| {
-        let running = state.running(task).filter(|r| r.worker.as_ref() == Some(worker))?;
-        failed(state, task, running.attempt, FailureClass::Lost, format!("lost its worker {worker}"), now)
+    let message = format!("lost its worker {worker}");
+    let events = state.index.running.iter().flat_map(|&task| {
+        let theirs = state.under_way(task).filter(|r| r.begun.as_ref().is_some_and(|begun| begun.worker == *worker));
+        let theirs: Vec<Attempt> = theirs.map(|running| running.attempt).collect();
+        failed(state, task, &theirs, FailureClass::Lost, &message, now)
     });
-    theirs.collect()
+    events.collect()
 }
 
 /// That nobody has an attempt any more says nothing about its task.
 fn attempt_lost(state: &RunState, task: TaskId, attempt: Attempt, now: TimeMs) -> Result<Vec<Event>, Rejection> {
-    let run = state.task_run(task).ok_or(Rejection::Unknown { task, attempt })?;
-    match &run.state {
-        TaskState::Running(running) if running.attempt == attempt => {
-            Ok(vec![replaced(task, attempt, "nobody has this attempt any more".into(), now)])
-        }
-        _ => Err(Rejection::Stale { task }),
+    state.task_run(task).ok_or(Rejection::Unknown { task, attempt })?;
+    match state.attempt(task, attempt) {
+        Some(_) => Ok(vec![replaced(state, task, attempt, "nobody has this attempt any more".into(), now)]),
+        None => Err(Rejection::Stale { task }),
     }
 }
 
-fn replaced(task: TaskId, attempt: Attempt, message: String, now: TimeMs) -> Event {
-    let next = Next::Replace { counts: false };
+fn replaced(state: &RunState, task: TaskId, attempt: Attempt, message: String, now: TimeMs) -> Event {
+    let alone = state.under_way(task).count() < 2;
+    let next = if alone { Next::Replace { counts: false } } else { Next::Other { counts: false } };
     Event::TaskFailed { task, attempt: Some(attempt), class: FailureClass::Lost, message, next, at: now }
 }
 

@@ -65,6 +65,15 @@ pub enum Event {
         /// When.
         at: TimeMs,
     },
+    /// A second attempt was handed out beside one that takes far longer than its stage's others.
+    TaskDoubled {
+        /// The task.
+        task: TaskId,
+        /// Number of the second attempt.
+        attempt: Attempt,
+        /// When.
+        at: TimeMs,
+    },
     /// A worker began an attempt.
     TaskStarted {
         /// The task.
@@ -132,6 +141,11 @@ pub enum Next {
     /// Another attempt, because the worker was lost.
     Replace {
         /// Whether the loss counts towards quarantine.
+        counts: bool,
+    },
+    /// None: the task's other attempt goes on.
+    Other {
+        /// Whether it counts: a loss towards quarantine, a failure of the task's own as one.
         counts: bool,
     },
     /// None: the task has failed.

@@ -2,14 +2,14 @@
 
 use super::{RunState, Shards};
 use crate::{
-    ids::{RowRange, TaskId},
+    ids::{Attempt, RowRange, TaskId},
     task::{InputShards, TaskInput, TaskOffer},
 };
 
 impl RunState {
-    /// The offer of a running task, complete with the keys of its inputs' shards; `None` when it is not running.
-    pub fn offer(&self, task: TaskId) -> Option<TaskOffer> {
-        let attempt = self.running(task)?.attempt;
+    /// The offer of an attempt under way, complete with the keys of its inputs' shards; `None` when it is not under way.
+    pub fn offer(&self, task: TaskId, attempt: Attempt) -> Option<TaskOffer> {
+        self.attempt(task, attempt)?;
         let planned = &self.plan.stages[task.stage as usize];
         let rows = self.sharded(task.stage)?.shards.range(task.shard);
         let row_wise = planned.drive().is_some();

@@ -49,7 +49,9 @@ pub fn owed(state: &RunState) -> impl Iterator<Item = Effect> + '_ {
         .index
         .offered
         .iter()
-        .filter_map(|&task| Some(Effect::Dispatch { task, attempt: state.running(task)?.attempt }));
+        .flat_map(|&task| state.under_way(task).map(move |running| (task, running)))
+        .filter(|(_, running)| running.begun.is_none())
+        .map(|(task, running)| Effect::Dispatch { task, attempt: running.attempt });
     let probes = (state.phase == Phase::Active).then(|| state.index.unprobed.iter()).into_iter().flatten();
     let probes = probes.filter_map(|&task| Some(Effect::Probe { task, after: state.attempts(task)? }));
     finish.into_iter().chain(dispatches).chain(probes)

@@ -103,10 +103,11 @@ mod tests {
         let next = prop_oneof![
             any::<u64>().prop_map(|t| Next::Retry { not_before: TimeMs(t) }),
             any::<bool>().prop_map(|counts| Next::Replace { counts }),
+            any::<bool>().prop_map(|counts| Next::Other { counts }),
             Just(Next::GiveUp),
         ];
         let outcome = prop_oneof![Just(RunOutcome::Done), Just(RunOutcome::Failed), Just(RunOutcome::Cancelled)];
-        (task, summary, class, next, outcome, ".*", any::<u32>(), any::<u64>(), 0..12u8).prop_map(
+        (task, summary, class, next, outcome, ".*", any::<u32>(), any::<u64>(), 0..13u8).prop_map(
             |(task, summary, class, next, outcome, text, n, t, which)| {
                 let (at, attempt, worker, key) = (TimeMs(t), Attempt(n), WorkerId(text.clone()), Key(text.clone()));
                 match which {
@@ -132,6 +133,7 @@ mod tests {
                     },
                     9 => Event::CancelRequested { at },
                     10 => Event::RunTakenOver { at },
+                    11 => Event::TaskDoubled { task, attempt, at },
                     _ => Event::RunFinished { outcome, at },
                 }
             },

@@ -90,7 +90,14 @@ mod tests {
     fn classes_decide() {
         let retry = Retry { max_attempts: 2, backoff_ms: 0 };
         let go = |class, failures, losses, cancelling| {
-            next(&retry, &Key("k".into()), &History { attempts: 5, failures, losses }, class, cancelling, TimeMs(7))
+            next(
+                &retry,
+                &Key("k".into()),
+                &History { attempts: 5, failures, losses, doubled: false },
+                class,
+                cancelling,
+                TimeMs(7),
+            )
         };
         assert_eq!(go(FailureClass::Permanent, 0, 0, false), Next::GiveUp);
         assert_eq!(go(FailureClass::Transient, 0, 2, false), Next::Retry { not_before: TimeMs(7) });

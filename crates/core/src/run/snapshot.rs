@@ -49,7 +49,7 @@ struct Alike {
 
 impl Snapshot {
     /// Version that this program writes.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 
     /// As one line of JSON.
     ///

@@ -56,8 +56,26 @@ pub struct Ready {
 pub struct Running {
     /// The attempt.
     pub attempt: Attempt,
-    /// Who has begun it; `None` while the offer waits for a worker.
-    pub worker: Option<WorkerId>,
+    /// `None` while the offer waits for a worker.
+    pub begun: Option<Begun>,
+}
+
+/// A worker is at an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Who.
+    pub worker: WorkerId,
+    /// Since when, by the clock of the coordinator that heard of it.
+    pub at: TimeMs,
+}
+
+/// Two attempts are under way: the first one took too long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doubled {
+    /// The one that took too long.
+    pub first: Running,
+    /// The other.
+    pub second: Running,
 }
 
 /// The artifact is in the store.
@@ -88,10 +106,28 @@ pub enum TaskState {
     Ready(Ready),
     /// Handed out.
     Running(Running),
+    /// Handed out twice. Boxed, as it is rare.
+    Doubled(Box<Doubled>),
     /// Present.
     Done(Done),
     /// Given up. Boxed: it is rare, and a million tasks should be small.
     Failed(Box<Failed>),
+}
+
+impl TaskState {
+    /// The attempts that are under way.
+    fn under_way(&self) -> (Option<&Running>, Option<&Running>) {
+        match self {
+            Self::Running(running) => (Some(running), None),
+            Self::Doubled(doubled) => (Some(&doubled.first), Some(&doubled.second)),
+            Self::Unprobed(_) | Self::Blocked | Self::Ready(_) | Self::Done(_) | Self::Failed(_) => (None, None),
+        }
+    }
+
+    fn attempts_under_way(&self) -> u32 {
+        let (first, second) = self.under_way();
+        u32::from(first.is_some()) + u32::from(second.is_some())
+    }
 }
 
 /// What was tried before, in every state.
@@ -103,6 +139,8 @@ pub(super) struct History {
     pub(super) failures: u32,
     /// Attempts that lost their worker and count towards quarantine.
     pub(super) losses: u32,
+    /// Whether the attempt that was dispatched last has had a second one beside it.
+    pub(super) doubled: bool,
 }
 
 /// A task.
@@ -129,6 +167,8 @@ pub(super) struct Tally {
     pub(super) bad_rows: u64,
     /// Milliseconds of computing; whole, so that the sum survives replay exactly.
     pub(super) compute_ms: u64,
+    /// Those of tasks that were not reused.
+    pub(super) computed_ms: u64,
 }
 
 /// A stage whose tasks are known.
@@ -157,11 +197,11 @@ pub(super) struct Index {
     pub(super) ready: Vec<BTreeSet<Rank>>,
     /// By lane: ready from a time on.
     pub(super) delayed: Vec<BTreeSet<(TimeMs, TaskId)>>,
-    /// Handed out, not begun.
+    /// With an attempt that is handed out and not begun.
     pub(super) offered: BTreeSet<TaskId>,
-    /// Begun.
+    /// With an attempt that is begun.
     pub(super) running: BTreeSet<TaskId>,
-    /// By lane: handed out, begun or not.
+    /// By lane: attempts that are handed out, begun or not.
     pub(super) handed_out: Vec<u32>,
     pub(super) failed: BTreeSet<TaskId>,
     /// Tasks of sharded stages that are not done.
@@ -294,7 +334,7 @@ impl RunState {
         Some(&self.graph.lanes[*self.graph.lane_of.get(stage as usize)?])
     }
 
-    /// Tasks of these slots that are handed out, begun or not.
+    /// Attempts in these slots that are handed out, begun or not.
     pub fn handed_out(&self, slots: &Slots) -> u32 {
         self.lanes_of(slots).map(|lane| self.index.handed_out[lane]).sum()
     }
@@ -314,12 +354,15 @@ impl RunState {
         Some(first.0 - now.0)
     }
 
-    /// A running task's attempt.
-    pub fn running(&self, task: TaskId) -> Option<&Running> {
-        match self.task(task)? {
-            TaskState::Running(running) => Some(running),
-            _ => None,
-        }
+    /// The attempts at a task that are under way: none, one, or two, the first one first.
+    pub fn under_way(&self, task: TaskId) -> impl Iterator<Item = &Running> + use<'_> {
+        let (first, second) = self.task(task).map_or((None, None), TaskState::under_way);
+        first.into_iter().chain(second)
+    }
+
+    /// An attempt that is under way.
+    pub fn attempt(&self, task: TaskId, attempt: Attempt) -> Option<&Running> {
+        self.under_way(task).find(|running| running.attempt == attempt)
     }
 
     /// Positions of the lanes that these slots serve.
@@ -327,10 +370,14 @@ impl RunState {
         self.graph.lanes.iter().enumerate().filter(|(_, lane)| slots.serve(lane)).map(|(position, _)| position)
     }
 
-    /// Every task that is handed out, with who is at it.
+    /// Every attempt that is handed out, with who is at it.
     pub fn all_handed_out(&self) -> impl Iterator<Item = (TaskId, &Running)> {
-        let tasks = self.index.offered.iter().chain(&self.index.running);
-        tasks.filter_map(|task| Some((*task, self.running(*task)?)))
+        let of = |task: &TaskId, begun: bool| {
+            let task = *task;
+            self.under_way(task).filter(move |running| running.begun.is_some() == begun).map(move |r| (task, r))
+        };
+        let offered = self.index.offered.iter().flat_map(move |task| of(task, false));
+        offered.chain(self.index.running.iter().flat_map(move |task| of(task, true)))
     }
 
     pub(super) fn sharded(&self, stage: u32) -> Option<&Sharded> {
@@ -418,7 +465,7 @@ impl RunState {
     }
 
     /// Counts a done task's artifact. Called before [`Self::set`].
-    pub(super) fn count_artifact(&mut self, task: TaskId, summary: &ArtifactSummary) {
+    pub(super) fn count_artifact(&mut self, task: TaskId, summary: &ArtifactSummary, reused: bool) {
         let Some(sharded) = self.stages[task.stage as usize].as_mut() else { return };
         let rows = sharded.shards.range(task.shard).map_or(0, |r| r.len());
         let tally = &mut sharded.tally;
@@ -428,7 +475,9 @@ impl RunState {
         }
         tally.bytes += summary.bytes;
         tally.bad_rows += summary.bad_rows;
-        tally.compute_ms += (summary.seconds.max(0.0) * 1000.0).round() as u64;
+        let ms = (summary.seconds.max(0.0) * 1000.0).round() as u64;
+        tally.compute_ms += ms;
+        tally.computed_ms += if reused { 0 } else { ms };
     }
 
     pub(super) fn run_mut(&mut self, task: TaskId) -> &mut TaskRun {
@@ -453,10 +502,10 @@ impl RunState {
             TaskState::Blocked => {}
             TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[lane].remove(&rank)),
             TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[lane].remove(&(not_before, task))),
-            TaskState::Running(running) => {
-                let set = if running.worker.is_some() { &mut self.index.running } else { &mut self.index.offered };
-                set.remove(&task);
-                self.index.handed_out[lane] -= 1;
+            state @ (TaskState::Running(_) | TaskState::Doubled(_)) => {
+                self.index.offered.remove(&task);
+                self.index.running.remove(&task);
+                self.index.handed_out[lane] -= state.attempts_under_way();
             }
             TaskState::Done(_) => {}
             TaskState::Failed(_) => {
@@ -475,10 +524,13 @@ impl RunState {
             TaskState::Blocked => {}
             TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[lane].insert(rank)),
             TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[lane].insert((not_before, task))),
-            TaskState::Running(running) => {
-                let set = if running.worker.is_some() { &mut self.index.running } else { &mut self.index.offered };
-                set.insert(task);
-                self.index.handed_out[lane] += 1;
+            state @ (TaskState::Running(_) | TaskState::Doubled(_)) => {
+                self.index.handed_out[lane] += state.attempts_under_way();
+                let (first, second) = state.under_way();
+                for running in first.into_iter().chain(second) {
+                    let set = if running.begun.is_some() { &mut self.index.running } else { &mut self.index.offered };
+                    set.insert(task);
+                }
             }
             TaskState::Done(done) => {
                 self.index.open_tasks -= 1;

@@ -50,6 +50,22 @@ pub(crate) fn drafts() -> impl Strategy<Value = Vec<Draft>> {
     proptest::collection::vec(draft, 1..8)
 }
 
+/// A stage of `shards` shards, rows over them, and one task over all.
+pub(crate) fn wide(shards: u64) -> Case {
+    let draft = |row_wise, whole| Draft {
+        row_wise,
+        drive: 0,
+        second_table: false,
+        limit: 0,
+        aligned: None,
+        whole,
+        step: Some(1),
+        tables: (shards, 0),
+        pool: false,
+    };
+    build(&[draft(false, vec![]), draft(true, vec![]), draft(true, vec![1]), draft(false, vec![2])])
+}
+
 pub(crate) fn case() -> impl Strategy<Value = Case> {
     drafts().prop_map(|d| build(&d))
 }

@@ -10,24 +10,24 @@ use rallrec_core::{
 };
 use std::sync::Arc;
 
-const SOURCE: TaskId = TaskId { stage: 0, shard: 0 };
+pub(crate) const SOURCE: TaskId = TaskId { stage: 0, shard: 0 };
 
-fn row_wise(position: usize, needs: Vec<rallrec_core::plan::Need>, shard_rows: u64) -> PlannedStage {
+pub(crate) fn row_wise(position: usize, needs: Vec<rallrec_core::plan::Need>, shard_rows: u64) -> PlannedStage {
     stage(position, StageKind::Retrieve, defaults(StageKind::Retrieve), needs, Some(shard_rows))
 }
 
-fn source() -> PlannedStage {
+pub(crate) fn source() -> PlannedStage {
     stage(0, StageKind::Dataset, defaults(StageKind::Dataset), Vec::new(), None)
 }
 
-fn start(stages: Vec<PlannedStage>) -> RunState {
+pub(crate) fn start(stages: Vec<PlannedStage>) -> RunState {
     let plan = Plan { version: 1, pipeline: "p".into(), stages };
     let mut state = RunState::new(RunId("r".into()), Arc::new(plan)).unwrap();
     tell(&mut state, 0, Input::Start).unwrap();
     state
 }
 
-fn tell(state: &mut RunState, now: u64, input: Input) -> Result<Vec<Event>, Rejection> {
+pub(crate) fn tell(state: &mut RunState, now: u64, input: Input) -> Result<Vec<Event>, Rejection> {
     let events = decide(state, input, TimeMs(now))?;
     for event in &events {
         apply(state, event).unwrap();
@@ -35,7 +35,7 @@ fn tell(state: &mut RunState, now: u64, input: Input) -> Result<Vec<Event>, Reje
     Ok(events)
 }
 
-fn probe(state: &mut RunState, task: TaskId, rows: Option<&[(&str, u64)]>) -> Vec<Event> {
+pub(crate) fn probe(state: &mut RunState, task: TaskId, rows: Option<&[(&str, u64)]>) -> Vec<Event> {
     let found = rows.map(|rows| ArtifactSummary {
         rows: rows.iter().map(|(t, n)| (t.to_string(), *n)).collect(),
         ..Default::default()
@@ -44,7 +44,7 @@ fn probe(state: &mut RunState, task: TaskId, rows: Option<&[(&str, u64)]>) -> Ve
     tell(state, 0, Input::Probed { task, after, found }).unwrap()
 }
 
-fn report(task: TaskId, attempt: u32, outcome: Outcome) -> Input {
+pub(crate) fn report(task: TaskId, attempt: u32, outcome: Outcome) -> Input {
     Input::Report(TaskReport {
         run: RunId("r".into()),
         task,
@@ -54,7 +54,7 @@ fn report(task: TaskId, attempt: u32, outcome: Outcome) -> Input {
     })
 }
 
-fn failed(class: FailureClass) -> Outcome {
+pub(crate) fn failed(class: FailureClass) -> Outcome {
     Outcome::Failed { class, message: "it broke".into() }
 }
 
@@ -212,7 +212,7 @@ fn a_shard_starts_as_soon_as_the_shards_that_cover_it_are_done() {
     up(&mut state, 2);
     assert!(ready(&state, 1) && ready(&state, 2));
     tell(&mut state, 0, Input::Capacity { slots: "cpu".into(), free: 9 }).unwrap();
-    let offer = state.offer(down(1)).unwrap();
+    let offer = state.offer(down(1), Attempt(1)).unwrap();
     let held: Vec<_> = offer.inputs[0].shards.iter().map(|s| s.rows.unwrap().to_string()).collect();
     assert_eq!(held, ["3..6", "6..9"]);
 }
@@ -269,7 +269,7 @@ fn a_hundred_thousand_shards_are_workable() {
                 Effect::Probe { task, .. } => probe(&mut state, task, None).len(),
                 Effect::Finish { .. } => tell(&mut state, 0, Input::Finish).unwrap().len(),
                 Effect::Dispatch { task, attempt } => {
-                    assert!(state.offer(task).is_some());
+                    assert!(state.offer(task, attempt).is_some());
                     tell(&mut state, 0, report(task, attempt.0, Outcome::Started)).unwrap();
                     1 + tell(&mut state, 0, report(task, attempt.0, committed(&[("a", 1)]))).unwrap().len()
                 }

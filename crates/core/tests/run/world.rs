@@ -7,7 +7,10 @@ use rallrec_core::{
     key::Key,
     kind::Mode,
     lane::Slots,
-    run::{Effect, Event, Input, JournalRecord, Phase, RunOutcome, RunState, Snapshot, TaskState, apply, decide, owed},
+    run::{
+        Effect, Event, Input, JournalRecord, Phase, RunOutcome, RunState, Running, Snapshot, TaskState, apply, decide,
+        owed,
+    },
     task::{ArtifactSummary, FailureClass, Outcome, TaskOffer, TaskReport},
 };
 use std::{
@@ -29,6 +32,8 @@ pub(crate) struct World {
     workers: u32,
     finished: BTreeSet<TaskId>,
     last_attempt: BTreeMap<TaskId, Attempt>,
+    /// Second attempts so far.
+    pub(crate) doubled: u32,
     /// Tasks for which an attempt that was given up committed; they may be under way again when it does.
     raced: BTreeSet<TaskId>,
 }
@@ -49,6 +54,7 @@ impl World {
             workers: 0,
             finished: BTreeSet::new(),
             last_attempt: BTreeMap::new(),
+            doubled: 0,
             raced: BTreeSet::new(),
         };
         world.tell(Input::Start);
@@ -68,8 +74,8 @@ impl World {
             }
             self.check_event(&event);
             apply(&mut self.state, &event).unwrap_or_else(|e| panic!("{e}: {event:?}"));
-            if let Event::TaskDispatched { task, .. } = event {
-                self.check_inputs(task);
+            if let Event::TaskDispatched { task, attempt, .. } | Event::TaskDoubled { task, attempt, .. } = event {
+                self.check_inputs(task, attempt);
             }
             self.journal.push(event);
         }
@@ -83,8 +89,12 @@ impl World {
                     self.raced.contains(task) || !self.store.contains_key(key),
                     "{task} is in the store and is dispatched"
                 );
-                let before = self.last_attempt.insert(*task, *attempt);
-                assert!(before.is_none_or(|b| b < *attempt), "attempts of {task} must rise");
+                self.check_attempt(*task, *attempt);
+            }
+            Event::TaskDoubled { task, attempt, .. } => {
+                assert!(!self.finished.contains(task), "{task} was done and is doubled");
+                self.doubled += 1;
+                self.check_attempt(*task, *attempt);
             }
             Event::TaskCommitted { task, .. } | Event::TaskReused { task, .. } => {
                 assert!(self.finished.insert(*task), "{task} became done twice");
@@ -94,9 +104,14 @@ impl World {
         }
     }
 
+    fn check_attempt(&mut self, task: TaskId, attempt: Attempt) {
+        let before = self.last_attempt.insert(task, attempt);
+        assert!(before.is_none_or(|b| b < attempt), "attempts of {task} must rise");
+    }
+
     /// Every input shard is in the store, and together they hold the rows that the task reads.
-    fn check_inputs(&self, task: TaskId) {
-        let offer = self.state.offer(task).unwrap();
+    fn check_inputs(&self, task: TaskId, attempt: Attempt) {
+        let offer = self.state.offer(task, attempt).unwrap();
         for input in &offer.inputs {
             for shard in input.shards.iter() {
                 assert!(self.store.contains_key(&shard.key), "{task} was dispatched before {}", input.stage);
@@ -132,17 +147,16 @@ impl World {
     pub(crate) fn take_over(&mut self) {
         self.cut_after = None;
         self.state = RunState::replay(&self.journal).unwrap();
-        let running = |state: &RunState, task| Some((task, state.running(task)?.clone()));
-        let before: Vec<_> = self.tasks().filter_map(|task| running(&self.state, task)).collect();
+        let before = self.under_way();
         self.tell(Input::TakeOver);
-        let after: Vec<_> = self.tasks().filter_map(|task| running(&self.state, task)).collect();
+        let after = self.under_way();
         assert_eq!(before, after, "nobody's work is touched");
     }
 
     pub(crate) fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Finish { .. } => self.tell(Input::Finish),
-            Effect::Dispatch { task, .. } => self.offers.extend(self.state.offer(task)),
+            Effect::Dispatch { task, attempt } => self.offers.extend(self.state.offer(task, attempt)),
             Effect::Probe { task, after } => {
                 let found = self.store.get(self.state.key(task).unwrap()).cloned();
                 self.inbox.push(Input::Probed { task, after, found });
@@ -159,8 +173,7 @@ impl World {
 
     /// A worker's output reaches the store, if it is the first.
     pub(crate) fn commit(&mut self, offer: &TaskOffer, worker: &WorkerId) -> Input {
-        let current = self.state.running(offer.task).map(|r| r.attempt);
-        if current != Some(offer.attempt) {
+        if self.state.attempt(offer.task, offer.attempt).is_none() {
             self.raced.insert(offer.task);
         }
         let rows = match offer.rows {
@@ -175,6 +188,46 @@ impl World {
 
     pub(crate) fn fail(&mut self, offer: &TaskOffer, worker: &WorkerId, class: FailureClass) {
         self.inbox.push(report(offer, worker, Outcome::Failed { class, message: "drawn".into() }));
+    }
+
+    /// Does what is owed and delivers every word, once.
+    fn go_on(&mut self) {
+        for effect in owed(&self.state).collect::<Vec<_>>() {
+            self.perform(effect);
+        }
+        for input in std::mem::take(&mut self.inbox) {
+            self.tell(input);
+        }
+    }
+
+    /// Half of the first row-wise stage, or the larger part, becomes done; each other task of it is begun, takes too long,
+    /// and gets a second attempt.
+    pub(crate) fn straggle(&mut self, second_begun: bool) {
+        for _ in 0..12 {
+            self.go_on();
+            self.tell(Input::Capacity { slots: "cpu".into(), free: 20 });
+            for offer in std::mem::take(&mut self.offers) {
+                self.claim(offer);
+            }
+            let shards = self.state.shards(1).map_or(0, |shards| shards.count() as u32);
+            let (ends, goes_on): (Vec<_>, Vec<_>) = std::mem::take(&mut self.claimed)
+                .into_iter()
+                .partition(|(offer, _)| offer.task.stage != 1 || offer.task.shard < shards.div_ceil(2));
+            self.claimed = goes_on;
+            for (offer, worker) in ends {
+                let report = self.commit(&offer, &worker);
+                self.inbox.push(report);
+            }
+        }
+        self.now += 20_000;
+        self.tell(Input::Spare { slots: "cpu".into(), free: 20 });
+        if second_begun {
+            self.go_on();
+            for offer in std::mem::take(&mut self.offers) {
+                self.claim(offer);
+            }
+            self.go_on();
+        }
     }
 
     /// From here on everything goes well; the run must end, done.
@@ -200,13 +253,14 @@ impl World {
                 self.inbox.push(report);
             }
             // Workers that died without a word.
-            let silent: BTreeSet<WorkerId> =
-                self.tasks().filter_map(|t| self.state.running(t)?.worker.clone()).collect();
+            let begun = self.under_way().into_iter().filter_map(|(_, running)| running.begun);
+            let silent: BTreeSet<WorkerId> = begun.map(|begun| begun.worker).collect();
             if self.inbox.is_empty() {
                 silent.into_iter().for_each(|worker| self.tell(Input::WorkerLost { worker }));
             }
             for lane in self.state.lanes().to_vec() {
-                self.tell(Input::Capacity { slots: Slots::Lane(lane), free: 3 });
+                self.tell(Input::Capacity { slots: Slots::Lane(lane.clone()), free: 3 });
+                self.tell(Input::Spare { slots: Slots::Lane(lane), free: 1 });
             }
             self.now += 300_001;
         }
@@ -220,6 +274,12 @@ impl World {
         })
     }
 
+    /// Every attempt that is under way.
+    pub(crate) fn under_way(&self) -> Vec<(TaskId, Running)> {
+        let of = |task| self.state.under_way(task).map(move |running| (task, running.clone()));
+        self.tasks().flat_map(of).collect()
+    }
+
     /// What is owed and who may run, worked out from the tasks alone, must be what the indexes say.
     pub(crate) fn check_against_scan(&self) {
         let active = self.state.phase() == Phase::Active;
@@ -229,14 +289,19 @@ impl World {
                 TaskState::Unprobed(_) if active => {
                     expected.insert(Effect::Probe { task, after: self.state.attempts(task).unwrap() });
                 }
-                TaskState::Running(r) if r.worker.is_none() => {
-                    expected.insert(Effect::Dispatch { task, attempt: r.attempt });
+                TaskState::Running(_) | TaskState::Doubled(_) => {
+                    let offered = self.state.under_way(task).filter(|running| running.begun.is_none());
+                    expected.extend(offered.map(|r| Effect::Dispatch { task, attempt: r.attempt }));
                 }
                 TaskState::Ready(_) => assert!(self.inputs_done(task), "{task} is ready too early"),
                 TaskState::Blocked => assert!(!self.inputs_done(task), "{task} is blocked by nothing"),
                 _ => {}
             }
         }
+        let pools = ["cpu", "gpu"].map(Slots::from);
+        let out: u32 = pools.iter().map(|pool| self.state.handed_out(pool)).sum();
+        assert_eq!(out as usize, self.under_way().len());
+        assert_eq!(self.state.all_handed_out().count(), self.under_way().len());
         let owed: BTreeSet<Effect> = owed(&self.state).filter(|e| !matches!(e, Effect::Finish { .. })).collect();
         assert_eq!(owed, expected);
     }
