@@ -131,7 +131,7 @@ impl<A: Artifacts> Turn<A> {
             _ => None,
         };
         let Some((task, attempt)) = superseded else { return };
-        let Some(lane) = self.state.lane(task.stage).cloned() else { return };
+        let Some(lane) = self.lane(task) else { return };
         let (queue, name) = (Arc::clone(&self.queue), OfferName { task, attempt });
         self.in_flight.push(async move { Signal::Sent(queue.withdraw(&lane, name).await) }.boxed());
     }
@@ -155,6 +155,15 @@ impl<A: Artifacts> Turn<A> {
         self.offered.clear();
         let queue = Arc::clone(&self.queue);
         self.in_flight.push(async move { Signal::Sent(queue.withdraw_all().await) }.boxed());
+    }
+
+    /// The lane that a task's offer goes to.
+    fn lane(&self, task: TaskId) -> Option<Lane> {
+        let lane = self.state.lane(task.stage)?;
+        Some(match self.settings.capacity {
+            Capacity::Slots(_) => lane.anywhere(),
+            Capacity::Granted => lane.clone(),
+        })
     }
 
     /// Fills free slots, and ends the run when nothing is left to do.
@@ -188,7 +197,7 @@ impl<A: Artifacts> Turn<A> {
                 Effect::Dispatch { task, attempt } => {
                     let new = self.offered.insert((task, attempt));
                     let offer = new.then(|| state.offer(task)).flatten();
-                    if let (Some(offer), Some(lane)) = (offer, state.lane(task.stage).cloned()) {
+                    if let (Some(offer), Some(lane)) = (offer, self.lane(task)) {
                         let (queue, payload) = (Arc::clone(&self.queue), encode_offer(&offer));
                         let name = OfferName { task, attempt };
                         self.in_flight

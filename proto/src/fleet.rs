@@ -6,7 +6,7 @@ use prost::Message;
 use rallrec_core::{
     fleet::{AtWork, Beat},
     ids::{Attempt, RunId, TaskId, WorkerId},
-    lane::Lane,
+    lane::{Lane, Room},
     task::Progress,
 };
 
@@ -111,7 +111,13 @@ pub fn decode_beat(bytes: &[u8]) -> Result<BeatMessage, WireError> {
 
 /// The order's bytes.
 pub fn encode_order(order: &Order) -> Bytes {
-    let lanes = order.lanes.iter().map(|lane| v1::Lane { pool: lane.pool.clone(), model: lane.model.clone() });
+    let room = |room: Room| Some(v1::Room { gpu_gib: room.gpu_gib, host_gib: room.host_gib });
+    let lanes = order.lanes.iter().map(|lane| v1::Lane {
+        pool: lane.pool.clone(),
+        model: lane.model.clone(),
+        least: room(lane.least),
+        wanted: room(lane.wanted),
+    });
     v1::Order { lanes: lanes.collect(), drain: order.drain, leader: order.leader.clone() }.encode_to_vec().into()
 }
 
@@ -121,8 +127,18 @@ pub fn encode_order(order: &Order) -> Bytes {
 /// When they are not an order.
 pub fn decode_order(bytes: &[u8]) -> Result<Order, WireError> {
     let message = v1::Order::decode(bytes)?;
-    let lanes =
-        message.lanes.into_iter().map(|lane| Ok(Lane { pool: text_in("lanes.pool", lane.pool)?, model: lane.model }));
+    let room = |room: Option<v1::Room>| {
+        let room = room.unwrap_or_default();
+        Room { gpu_gib: room.gpu_gib, host_gib: room.host_gib }
+    };
+    let lanes = message.lanes.into_iter().map(|lane| {
+        Ok(Lane {
+            pool: text_in("lanes.pool", lane.pool)?,
+            model: lane.model,
+            least: room(lane.least),
+            wanted: room(lane.wanted),
+        })
+    });
     Ok(Order { lanes: lanes.collect::<Result<_, WireError>>()?, drain: message.drain, leader: message.leader })
 }
 
@@ -167,7 +183,8 @@ mod tests {
         };
         let message = BeatMessage { beat, leaving: true };
         assert_eq!(decode_beat(&encode_beat(&message)).unwrap(), message);
-        let lane = |model: Option<&str>| Lane { pool: "gpu".into(), model: model.map(Into::into) };
+        let (least, wanted) = (Room { gpu_gib: 0, host_gib: 2 }, Room { gpu_gib: 18, host_gib: 2 });
+        let lane = |model: Option<&str>| Lane { pool: "gpu".into(), model: model.map(Into::into), least, wanted };
         let order = Order { lanes: vec![lane(Some("ab")), lane(None)], drain: true, leader: "c1".into() };
         assert_eq!(decode_order(&encode_order(&order)).unwrap(), order);
         let leader = LeaderBeat { term: 4, leader: "c1".into(), address: "http://127.0.0.1:7070".into() };

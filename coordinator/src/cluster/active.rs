@@ -5,7 +5,7 @@ use crate::{Capacity, Clock, Control, Driver, DriverError, Notice, RunEnd, Setti
 use bytes::Bytes;
 use rallrec_core::{
     fleet::{Demand, RunDemand},
-    ids::{Attempt, RunId, TaskId, WorkerId},
+    ids::{Attempt, RunId, StageName, TaskId, WorkerId},
     lane::{Lane, Slots},
     plan::Plan,
     run::RunState,
@@ -35,6 +35,8 @@ pub(super) struct Out {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     pub(super) lanes: BTreeMap<Lane, Demand>,
+    /// Stages with tasks that could be handed out, with their lanes.
+    pub(super) waiting: Vec<(StageName, Lane)>,
     pub(super) out: Vec<Out>,
     pub(super) done: u64,
     pub(super) known: u64,
@@ -52,9 +54,12 @@ impl Seen {
             attempt: running.attempt,
             worker: running.worker.clone(),
         });
+        let waiting = (0..).zip(&state.plan().stages).filter(|(stage, _)| state.waiting_of(*stage) > 0);
+        let waiting = waiting.filter_map(|(stage, planned)| Some((planned.name.clone(), state.lane(stage)?.clone())));
         let view = state.view();
         Self {
             lanes: lanes.collect(),
+            waiting: waiting.collect(),
             out: out.collect(),
             done: view.stages.iter().map(|stage| stage.done).sum(),
             known: view.stages.iter().filter_map(|stage| stage.tasks).sum(),

@@ -7,7 +7,7 @@ use rallrec_core::{
     ids::{RunId, StageName, TimeMs, WorkerId},
     key::{Key, KeyFields},
     kind::{Mode, StageKind},
-    lane::Lane,
+    lane::{Lane, Room},
     params::StageParams,
     plan::{Need, Plan, PlannedStage, Resources, Retry},
     rng::row_rng,
@@ -219,7 +219,7 @@ async fn worker(
     mut temper: Temper,
 ) {
     let mut life = 0;
-    let lanes = [Lane { pool: "cpu".into(), model: None }];
+    let lanes = [Lane { pool: "cpu".into(), model: None, least: Room::default(), wanted: Room::default() }];
     while let Ok(Some(delivery)) = queue.claim(&lanes).await {
         let offer = decode_offer(delivery.payload()).unwrap();
         let worker = WorkerId(format!("slot{slot}.{life}"));
@@ -321,7 +321,7 @@ fn stage(position: u32, kind: StageKind, needs: Vec<Need>, shard_rows: Option<u6
         model: None,
         data: None,
         shard_rows,
-        resources: Resources { pool: "cpu".into(), memory_mb: 1 },
+        resources: Resources::new("cpu", 1),
         retry: Retry { max_attempts: 50, backoff_ms: 1000 },
         seed,
         max_bad_rows: 0,

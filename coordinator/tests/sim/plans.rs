@@ -78,7 +78,7 @@ fn stage(
         model,
         data: None,
         shard_rows,
-        resources: Resources { pool: "cpu".into(), memory_mb: 1 },
+        resources: Resources::new("cpu", 1),
         retry: Retry { max_attempts: MAX_ATTEMPTS, backoff_ms: 1000 },
         seed: 0,
         max_bad_rows: 0,

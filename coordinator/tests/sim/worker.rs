@@ -142,7 +142,7 @@ impl Worker {
             host: "simulated".into(),
             pool: "cpu".into(),
             slots: self.slots,
-            memory_mb: 1,
+            memory_mb: 8192,
             gpu_memory_mb: None,
             models: BTreeSet::new(),
             draining,

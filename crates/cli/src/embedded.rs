@@ -101,10 +101,10 @@ impl Session {
         ended
     }
 
-    /// Every lane of the plan, in its order.
+    /// Every lane of the plan, in its order; whatever a task needs, this machine is all that there is.
     fn lanes(&self) -> Vec<Lane> {
         let mut lanes: Vec<Lane> = Vec::new();
-        for lane in self.plan.stages.iter().map(Lane::of) {
+        for lane in self.plan.stages.iter().map(|stage| Lane::of(stage).anywhere()) {
             if !lanes.contains(&lane) {
                 lanes.push(lane);
             }

@@ -1,9 +1,13 @@
 //! The fleet: which workers there are, which lanes each should ask, how many tasks of a lane each run may have out.
 //!
-//! Pure: beats, demands and the time come in; who is lost, orders and grants come out. A worker keeps its lane while there
-//! is work in it, so that its model stays in memory. Slots of a lane are shared by the runs that wait on it: the highest
-//! priority first, equals by their weights, and what one does not need goes to the others. Deliberately not here: what
+//! Pure: beats, demands and the time come in; who is lost, orders and grants come out. Which worker asks which lanes is
+//! `place`'s. Slots of a lane are shared by the runs that wait on it: the highest priority first, equals by their weights,
+//! and what one does not need goes to the others. Deliberately not here: what
 //! becomes of a lost worker's tasks (each run's own matter, [`crate::run`]), and sending anything.
+
+mod place;
+
+pub use place::Wait;
 
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
@@ -153,75 +157,6 @@ impl Fleet {
         self.members.get(worker)
     }
 
-    /// Gives each worker its lanes. Returns those whose lanes changed.
-    pub fn assign(&mut self, demands: &Demands) -> Vec<WorkerId> {
-        let backlog = backlog(demands);
-        let pools: BTreeSet<String> = self.members.values().map(|m| m.beat.pool.clone()).collect();
-        let mut changed = Vec::new();
-        for pool in pools {
-            let wanted: BTreeMap<&Lane, &Wanted> =
-                backlog.iter().filter(|(lane, _)| lane.pool == pool && lane.model.is_some()).collect();
-            let chosen = self.models_of_pool(&pool, &wanted);
-            for (worker, lane) in chosen {
-                let any = Lane { pool: pool.clone(), model: None };
-                let lanes: Vec<Lane> = lane.into_iter().chain([any]).collect();
-                let Some(member) = self.members.get_mut(&worker) else { continue };
-                if member.lanes != lanes {
-                    member.lanes = lanes;
-                    changed.push(worker);
-                }
-            }
-        }
-        changed
-    }
-
-    /// The model lane of each worker of a pool.
-    fn models_of_pool(&self, pool: &str, wanted: &BTreeMap<&Lane, &Wanted>) -> BTreeMap<WorkerId, Option<Lane>> {
-        let mut chosen: BTreeMap<WorkerId, Option<Lane>> = BTreeMap::new();
-        let mut serving: BTreeMap<&Lane, u32> = wanted.keys().map(|lane| (*lane, 0)).collect();
-        let members = || self.members.values().filter(|m| m.beat.pool == pool && !m.is_draining());
-        for member in members() {
-            let kept = member.lanes.first().filter(|lane| lane.model.is_some() && wanted.contains_key(lane)).cloned();
-            if let Some(count) = kept.as_ref().and_then(|lane| serving.get_mut(lane)) {
-                *count += 1;
-            }
-            chosen.insert(member.beat.worker.clone(), kept);
-        }
-        // Who has no lane takes the neediest, and of equals one whose model it has in memory.
-        for member in members() {
-            let worker = &member.beat.worker;
-            if chosen.get(worker).is_some_and(Option::is_some) {
-                continue;
-            }
-            let need = |lane: &&Lane| {
-                let Wanted { priority, tasks } = *wanted[*lane];
-                let loaded = lane.model.as_ref().is_some_and(|model| member.beat.models.contains(model));
-                let unserved = serving[*lane] == 0;
-                (priority, unserved, loaded, tasks / u64::from(serving[*lane] + 1))
-            };
-            let lane = serving.keys().copied().max_by_key(need).cloned();
-            if let Some(count) = lane.as_ref().and_then(|lane| serving.get_mut(lane)) {
-                *count += 1;
-            }
-            chosen.insert(worker.clone(), lane);
-        }
-        // A lane that nobody asks gets a worker of the lane that has most workers for its work.
-        while let Some(idle) = serving.iter().filter(|(_, n)| **n == 0).map(|(lane, _)| *lane).next().cloned() {
-            let spare = serving.iter().filter(|(_, n)| **n >= 2);
-            let Some((rich, _)) = spare.min_by_key(|(lane, n)| wanted[*lane].tasks / u64::from(**n)) else { break };
-            let rich: Lane = (*rich).clone();
-            let Some(mover) = chosen.iter().find(|(_, lane)| lane.as_ref() == Some(&rich)).map(|(w, _)| w.clone())
-            else {
-                break;
-            };
-            for (lane, n) in &mut serving {
-                *n = if **lane == rich { *n - 1 } else { *n + u32::from(**lane == idle) };
-            }
-            chosen.insert(mover, Some(idle));
-        }
-        chosen
-    }
-
     /// Slots that ask a lane.
     pub fn slots(&self, lane: &Lane) -> u32 {
         let asks = |member: &&Member| !member.is_draining() && member.lanes.contains(lane);
@@ -248,26 +183,6 @@ impl Member {
     pub fn is_draining(&self) -> bool {
         self.asked_to_drain || self.beat.draining
     }
-}
-
-/// What all runs together want of a lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Wanted {
-    /// The highest of those that want it.
-    priority: i32,
-    tasks: u64,
-}
-
-fn backlog(demands: &Demands) -> BTreeMap<Lane, Wanted> {
-    let mut backlog: BTreeMap<Lane, Wanted> = BTreeMap::new();
-    for run in demands.values() {
-        for (lane, demand) in run.lanes.iter().filter(|(_, d)| d.waiting + u64::from(d.handed_out) > 0) {
-            let wanted = backlog.entry(lane.clone()).or_insert(Wanted { priority: run.priority, tasks: 0 });
-            wanted.priority = wanted.priority.max(run.priority);
-            wanted.tasks += demand.waiting + u64::from(demand.handed_out);
-        }
-    }
-    backlog
 }
 
 /// Shares `places` of a lane: by priority, then in rounds by weight, to nobody more than it can use.

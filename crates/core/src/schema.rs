@@ -124,7 +124,11 @@ fn stage(kinds: &[KindInfo]) -> Value {
                 "additionalProperties": false,
                 "properties": {
                     "pool": { "anyOf": [{ "type": "string", "pattern": NAME }, placeholder()], "default": "cpu", "description": "Pool of workers." },
-                    "memory_mb": number("integer", bounds::MEMORY_MB, 2048, "Host memory, in MiB.")
+                    "memory_mb": number("integer", bounds::MEMORY_MB, 2048, "Host memory, in MiB."),
+                    "gpu_memory_mb": {
+                        "anyOf": [{ "type": "integer", "minimum": bound(bounds::GPU_MEMORY_MB.0), "maximum": bound(bounds::GPU_MEMORY_MB.1) }, placeholder()],
+                        "description": "Memory of the accelerator, in MiB; without it, an estimate from the model's size is preferred and not demanded."
+                    }
                 }
             },
             "retry": {

@@ -160,6 +160,8 @@ pub(super) struct Index {
     pub(super) running: BTreeSet<TaskId>,
     /// By lane: handed out, begun or not.
     pub(super) handed_out: Vec<u32>,
+    /// By stage: ready, now or from a time on.
+    pub(super) waiting: Vec<u32>,
     pub(super) failed: BTreeSet<TaskId>,
     /// Tasks of sharded stages that are not done.
     pub(super) open_tasks: u64,
@@ -216,6 +218,7 @@ impl RunState {
             ready: vec![BTreeSet::new(); lanes],
             delayed: vec![BTreeSet::new(); lanes],
             handed_out: vec![0; lanes],
+            waiting: vec![0; plan.stages.len()],
             unsharded: narrow(plan.stages.len() as u64),
             ..Index::default()
         };
@@ -296,6 +299,11 @@ impl RunState {
     /// Tasks of these slots that could be handed out now, or as soon as their wait for another attempt is over.
     pub fn waiting(&self, slots: &Slots) -> u64 {
         self.lanes_of(slots).map(|lane| (self.index.ready[lane].len() + self.index.delayed[lane].len()) as u64).sum()
+    }
+
+    /// Tasks of a stage that could be handed out now, or as soon as their wait for another attempt is over.
+    pub fn waiting_of(&self, stage: u32) -> u32 {
+        self.index.waiting.get(stage as usize).copied().unwrap_or(0)
     }
 
     /// Milliseconds until the first task that waits for its next attempt becomes ready; `None` when none waits, or one is
@@ -445,8 +453,13 @@ impl RunState {
         match self.run_mut(task).state.clone() {
             TaskState::Unprobed(_) => drop(self.index.unprobed.remove(&task)),
             TaskState::Blocked => {}
-            TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[lane].remove(&rank)),
-            TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[lane].remove(&(not_before, task))),
+            TaskState::Ready(Ready { not_before }) => {
+                match not_before {
+                    TimeMs(0) => _ = self.index.ready[lane].remove(&rank),
+                    _ => _ = self.index.delayed[lane].remove(&(not_before, task)),
+                }
+                self.index.waiting[task.stage as usize] -= 1;
+            }
             TaskState::Running(running) => {
                 let set = if running.worker.is_some() { &mut self.index.running } else { &mut self.index.offered };
                 set.remove(&task);
@@ -467,8 +480,13 @@ impl RunState {
         match self.run_mut(task).state.clone() {
             TaskState::Unprobed(_) => drop(self.index.unprobed.insert(task)),
             TaskState::Blocked => {}
-            TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[lane].insert(rank)),
-            TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[lane].insert((not_before, task))),
+            TaskState::Ready(Ready { not_before }) => {
+                match not_before {
+                    TimeMs(0) => _ = self.index.ready[lane].insert(rank),
+                    _ => _ = self.index.delayed[lane].insert((not_before, task)),
+                }
+                self.index.waiting[task.stage as usize] += 1;
+            }
             TaskState::Running(running) => {
                 let set = if running.worker.is_some() { &mut self.index.running } else { &mut self.index.offered };
                 set.insert(task);

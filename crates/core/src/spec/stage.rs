@@ -332,12 +332,12 @@ fn shard_rows(reader: &mut Reader, fields: &[Entry]) -> u64 {
 }
 
 fn resources(reader: &mut Reader, fields: &[Entry]) -> Resources {
-    let mut resources = Resources { pool: "cpu".to_owned(), memory_mb: 2048 };
+    let mut resources = Resources::new("cpu", 2048);
     let Some(node) = get(fields, "resources") else { return resources };
     let Some(entries) = reader.map(node, "resources", "resources: {pool: cpu, memory_mb: 2048}") else {
         return resources;
     };
-    reader.unknown_keys(entries, &["pool", "memory_mb"], "`resources`");
+    reader.unknown_keys(entries, &["pool", "memory_mb", "gpu_memory_mb"], "`resources`");
     if let Some(node) = get(entries, "pool")
         && let Some(pool) = reader.text(node, "pool")
     {
@@ -350,6 +350,8 @@ fn resources(reader: &mut Reader, fields: &[Entry]) -> Resources {
     if let Some(memory) = get(entries, "memory_mb").and_then(|n| reader.whole(n, "memory_mb", bounds::MEMORY_MB)) {
         resources.memory_mb = memory;
     }
+    resources.gpu_memory_mb =
+        get(entries, "gpu_memory_mb").and_then(|n| reader.whole(n, "gpu_memory_mb", bounds::GPU_MEMORY_MB));
     resources
 }
 

@@ -76,7 +76,7 @@ pub(crate) fn stage(
         model: None,
         data: None,
         shard_rows,
-        resources: Resources { pool: "cpu".into(), memory_mb: 1 },
+        resources: Resources::new("cpu", 1),
         retry: Retry { max_attempts: 3, backoff_ms: 1000 },
         seed: 1,
         max_bad_rows: 0,
