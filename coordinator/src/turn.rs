@@ -165,7 +165,7 @@ impl<A: Artifacts> Turn<A> {
 
     /// The lane that a task's offer goes to.
     fn lane(&self, task: TaskId) -> Option<Lane> {
-        let lane = self.state.lane(task.stage)?;
+        let lane = self.state.lane_of_task(task)?;
         Some(match self.settings.capacity {
             Capacity::Slots(_) => lane.anywhere(),
             Capacity::Granted => lane.clone(),

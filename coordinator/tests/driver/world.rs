@@ -12,7 +12,7 @@ use rallrec_core::{
     plan::{Need, Plan, PlannedStage, Resources, Retry},
     rng::row_rng,
     run::{Event, JournalRecord},
-    task::{ArtifactSummary, FailureClass, Outcome, Progress, TaskOffer, TaskReport},
+    task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_proto::{decode_offer, encode_report};
 use rallrec_queue::{CoordinatorEnd, MemoryQueue, WorkerEnd};
@@ -280,10 +280,20 @@ async fn worker(
         let goes_wrong = rng.next_u32() % 100 < temper.faults;
         match rng.next_u32() % 4 {
             _ if temper.poisoned.as_ref() == Some(&offer.key) => {
-                let _ = say(Outcome::Failed { class: FailureClass::Permanent, message: "row 7 is bad".into() }).await;
+                let _ = say(Outcome::Failed {
+                    class: FailureClass::Permanent,
+                    message: "row 7 is bad".into(),
+                    needed: MemoryMb::default(),
+                })
+                .await;
             }
             0 if goes_wrong => {
-                let _ = say(Outcome::Failed { class: FailureClass::Transient, message: "drawn".into() }).await;
+                let _ = say(Outcome::Failed {
+                    class: FailureClass::Transient,
+                    message: "drawn".into(),
+                    needed: MemoryMb::default(),
+                })
+                .await;
             }
             // Given back: another slot runs the same attempt.
             1 if goes_wrong => continue,

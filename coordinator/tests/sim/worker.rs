@@ -17,7 +17,7 @@ use rallrec_core::{
     ids::{RowRange, TimeMs, WorkerId},
     kind::StageKind,
     lane::Lane,
-    task::{FailureClass, Outcome, Progress, TaskOffer, TaskReport},
+    task::{FailureClass, MemoryMb, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_proto::{BeatMessage, decode_offer, decode_order, encode_beat, encode_report};
 use rallrec_store::{ArtifactWriter, Committed, Producer, Store, StoreError};
@@ -196,7 +196,7 @@ impl Worker {
 
     async fn attempt(&self, offer: &TaskOffer, claimed: &Message) -> Outcome {
         let world = &self.node.world;
-        let failed = |class, message: String| Outcome::Failed { class, message };
+        let failed = |class, message: String| Outcome::Failed { class, message, needed: MemoryMb::default() };
         let slow = world.fires(Fault::WorkerSlow);
         let ms = if slow { world.between(20_000, 90_000) } else { world.between(10, 6_000) };
         let until = Instant::now() + Duration::from_millis(ms);

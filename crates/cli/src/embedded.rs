@@ -7,7 +7,7 @@ use rallrec_core::{
     lane::Lane,
     plan::Plan,
     run::Event,
-    task::Outcome,
+    task::{MemoryMb, Outcome},
 };
 use rallrec_queue::{MemoryQueue, QueueError};
 use rallrec_stages::{Cancel, Device, ModelCache};
@@ -70,6 +70,7 @@ impl Session {
             sources: Arc::new(places.into_iter().collect::<SourcePaths>()),
             cancel: Cancel::default(),
             board: Board::default(),
+            memory: MemoryMb::default(),
             progress_every: PROGRESS_EVERY,
             words: None,
         };

@@ -193,6 +193,7 @@ impl RunProgress {
             | Event::RunTakenOver { .. }
             | Event::TaskMissing { .. }
             | Event::TaskDispatched { .. }
+            | Event::StageOutgrown { .. }
             | Event::CancelRequested { .. }
             | Event::RunFinished { .. } => None,
         }

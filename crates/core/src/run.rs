@@ -26,6 +26,7 @@ mod offer;
 mod owed;
 mod record;
 mod retry;
+mod rooms;
 mod shards;
 mod snapshot;
 mod state;

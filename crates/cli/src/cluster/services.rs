@@ -3,7 +3,7 @@
 use super::config::{self, CoordinatorConfig, WorkerConfig};
 use crate::{clock, console::Console, embedded::Signals, failure::Failure, run::Place, sources::DigestCache, stores};
 use rallrec_coordinator::cluster::{ClusterError, ClusterSettings, Coordinator, LeaderError, Tls, Tokens};
-use rallrec_core::{ids::WorkerId, plan::PinnedSource};
+use rallrec_core::{ids::WorkerId, plan::PinnedSource, task::MemoryMb};
 use rallrec_queue::{
     QueueError,
     nats::{NatsCoordinator, NatsWorker},
@@ -96,6 +96,7 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
     let place = Place { sources: place.sources.clone().with_buckets(buckets), ..place.clone() };
     let queue = NatsWorker::connect(&config::nats(&config.nats, &config.cluster, &id.0)).await.map_err(unreachable)?;
     let words = queue.words();
+    let (memory_mb, gpu_memory_mb) = (memory_mb(), None);
     let worker = Worker {
         store,
         queue: Arc::new(queue),
@@ -105,6 +106,7 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         sources: Arc::new(MachinePlaces { place, fetching: Mutex::new(()) }),
         cancel: Cancel::default(),
         board: Board::default(),
+        memory: MemoryMb { host: memory_mb, gpu: gpu_memory_mb.unwrap_or(0) },
         progress_every: PROGRESS_EVERY,
         words: Some(words.clone()),
     };
@@ -113,8 +115,8 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         host: host(),
         pool: config.pool.clone(),
         slots: config.slots,
-        memory_mb: memory_mb(),
-        gpu_memory_mb: None,
+        memory_mb,
+        gpu_memory_mb,
         grace: Duration::from_secs(config.grace_seconds),
     };
     console.note(&format!("worker {id} of cluster {}, pool {}, {} slots", config.cluster, config.pool, config.slots));

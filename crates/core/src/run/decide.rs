@@ -5,8 +5,8 @@ use super::{
 };
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
-    lane::Slots,
-    task::{ArtifactSummary, FailureClass, Outcome, TaskReport},
+    lane::{Room, Slots},
+    task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, TaskReport},
 };
 
 /// Something that the outside tells a run.
@@ -205,11 +205,12 @@ fn on_running(
         Outcome::Started if running.worker.as_ref() == Some(&worker) => Err(Rejection::Duplicate { task }),
         Outcome::Started => Ok(vec![Event::TaskStarted { task, attempt: running.attempt, worker, at: now }]),
         // It stopped by itself, to drain: no sign of a bad task.
-        Outcome::Failed { class: FailureClass::Lost, message } => {
+        Outcome::Failed { class: FailureClass::Lost, message, .. } => {
             Ok(vec![replaced(task, running.attempt, message, now)])
         }
-        Outcome::Failed { class, message } => {
-            Ok(failed(state, task, running.attempt, class, message, now).into_iter().collect())
+        Outcome::Failed { class, message, needed } => {
+            let grown = (class == FailureClass::Resource).then(|| outgrown(state, task, needed, now)).flatten();
+            Ok(grown.into_iter().chain(failed(state, task, running.attempt, class, message, now)).collect())
         }
         Outcome::Progress(_) | Outcome::Committed { .. } => Ok(Vec::new()),
     }
@@ -228,6 +229,15 @@ fn failed(
     let cancelling = state.phase == Phase::Cancelling;
     let next = retry::next(retry, &run.key, &run.history, class, cancelling, now);
     Some(Event::TaskFailed { task, attempt: Some(attempt), class, message, next, at: now })
+}
+
+/// The stage needs what the attempt says that it needed, or twice what its lane had. `None` when that is known.
+fn outgrown(state: &RunState, task: TaskId, needed: MemoryMb, now: TimeMs) -> Option<Event> {
+    let had = state.lane_of_task(task)?.wanted;
+    let told = had.max(Room::of_mb(needed.host, needed.gpu));
+    let known = state.lane(task.stage)?.wanted;
+    let wanted = known.max(if told == had { had.doubled() } else { told });
+    (wanted != known).then_some(Event::StageOutgrown { stage: task.stage, wanted, at: now })
 }
 
 fn worker_lost(state: &RunState, worker: &WorkerId, now: TimeMs) -> Vec<Event> {

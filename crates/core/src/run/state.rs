@@ -7,12 +7,13 @@ use super::{
     Event, IllegalTransition, PlanDefect, RunOutcome, apply,
     graph::{Graph, reads_whole},
     retry,
+    rooms::Lanes,
     shards::{Shards, narrow},
 };
 use crate::{
     ids::{Attempt, RowRange, RunId, TaskId, TimeMs, WorkerId},
     key::Key,
-    lane::{Lane, Slots},
+    lane::Slots,
     plan::{Need, Plan},
     task::{ArtifactSummary, FailureClass},
 };
@@ -113,6 +114,8 @@ pub(super) struct TaskRun {
     pub(super) waiting: u32,
     pub(super) history: History,
     pub(super) state: TaskState,
+    /// Position of the lane that it was handed out in; of a task that is not, its stage's.
+    pub(super) lane: u32,
 }
 
 /// What a stage has made so far.
@@ -187,6 +190,7 @@ pub struct RunState {
     pub(super) phase: Phase,
     /// `None` while the rows of the driving table are not known.
     pub(super) stages: Vec<Option<Sharded>>,
+    pub(super) lanes: Lanes,
     pub(super) index: Index,
 }
 
@@ -233,6 +237,7 @@ impl RunState {
             phase: Phase::Created,
             stages: vec![None; plan.stages.len()],
             index,
+            lanes: Lanes::new(&graph),
             graph: Arc::new(graph),
             plan,
         })
@@ -287,16 +292,6 @@ impl RunState {
         Some(&self.task_run(task)?.key)
     }
 
-    /// The lanes that the plan asks for, in its order.
-    pub fn lanes(&self) -> &[Lane] {
-        &self.graph.lanes
-    }
-
-    /// The lane of a stage's tasks.
-    pub fn lane(&self, stage: u32) -> Option<&Lane> {
-        Some(&self.graph.lanes[*self.graph.lane_of.get(stage as usize)?])
-    }
-
     /// Tasks of these slots that are handed out, begun or not.
     pub fn handed_out(&self, slots: &Slots) -> u32 {
         self.lanes_of(slots).map(|lane| self.index.handed_out[lane]).sum()
@@ -332,7 +327,7 @@ impl RunState {
 
     /// Positions of the lanes that these slots serve.
     pub(super) fn lanes_of<'a>(&'a self, slots: &'a Slots) -> impl Iterator<Item = usize> + 'a {
-        self.graph.lanes.iter().enumerate().filter(|(_, lane)| slots.serve(lane)).map(|(position, _)| position)
+        self.lanes.all.iter().enumerate().filter(|(_, lane)| slots.serve(lane)).map(|(position, _)| position)
     }
 
     /// Every task that is handed out, with who is at it.
@@ -371,6 +366,7 @@ impl RunState {
     pub(super) fn shard(&mut self, stage: u32, shards: Shards) {
         let planned = &self.plan.stages[stage as usize];
         let row_wise = planned.drive().is_some();
+        let lane = self.lanes.of_stage[stage as usize];
         let tasks = (0..narrow(shards.count())).map(|shard| {
             let range = shards.range(shard);
             let waiting = planned.needs.iter().map(|need| self.unmet(row_wise, need, range)).sum();
@@ -379,6 +375,7 @@ impl RunState {
                 waiting,
                 history: History::default(),
                 state: TaskState::Unprobed(Unprobed { not_before: TimeMs(0) }),
+                lane,
             }
         });
         let tasks: Vec<TaskRun> = tasks.collect();
@@ -418,7 +415,12 @@ impl RunState {
     pub(super) fn set(&mut self, task: TaskId, next: TaskState) {
         self.unindex(task);
         let done = matches!(next, TaskState::Done(_));
-        self.run_mut(task).state = next;
+        let lane = self.lanes.of_stage[task.stage as usize];
+        let run = self.run_mut(task);
+        if !matches!(next, TaskState::Running(_)) {
+            run.lane = lane;
+        }
+        run.state = next;
         self.enter(task);
         if done {
             self.release_readers(task);
@@ -454,7 +456,7 @@ impl RunState {
 
     /// Takes a task out of the index of its present state.
     fn unindex(&mut self, task: TaskId) {
-        let lane = self.graph.lane_of[task.stage as usize];
+        let lane = self.run_mut(task).lane as usize;
         let rank = self.rank(task);
         match self.run_mut(task).state.clone() {
             TaskState::Unprobed(_) => drop(self.index.unprobed.remove(&task)),
@@ -481,7 +483,7 @@ impl RunState {
 
     /// Puts a task into the index of its present state.
     fn enter(&mut self, task: TaskId) {
-        let lane = self.graph.lane_of[task.stage as usize];
+        let lane = self.run_mut(task).lane as usize;
         let rank = self.rank(task);
         match self.run_mut(task).state.clone() {
             TaskState::Unprobed(_) => drop(self.index.unprobed.insert(task)),

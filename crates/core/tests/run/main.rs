@@ -4,4 +4,5 @@
 mod plans;
 mod policies;
 mod properties;
+mod rooms;
 mod world;

@@ -6,17 +6,17 @@ use rallrec_core::{
     kind::{Mode, StageKind},
     plan::{Plan, PlannedStage},
     run::{Effect, Event, Input, Next, Phase, Rejection, RunOutcome, RunState, TaskState, apply, decide, owed},
-    task::{ArtifactSummary, FailureClass, Outcome, TaskReport},
+    task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, TaskReport},
 };
 use std::sync::Arc;
 
 const SOURCE: TaskId = TaskId { stage: 0, shard: 0 };
 
-fn row_wise(position: usize, needs: Vec<rallrec_core::plan::Need>, shard_rows: u64) -> PlannedStage {
+pub(crate) fn row_wise(position: usize, needs: Vec<rallrec_core::plan::Need>, shard_rows: u64) -> PlannedStage {
     stage(position, StageKind::Retrieve, defaults(StageKind::Retrieve), needs, Some(shard_rows))
 }
 
-fn source() -> PlannedStage {
+pub(crate) fn source() -> PlannedStage {
     stage(0, StageKind::Dataset, defaults(StageKind::Dataset), Vec::new(), None)
 }
 
@@ -55,7 +55,7 @@ fn report(task: TaskId, attempt: u32, outcome: Outcome) -> Input {
 }
 
 fn failed(class: FailureClass) -> Outcome {
-    Outcome::Failed { class, message: "it broke".into() }
+    Outcome::Failed { class, message: "it broke".into(), needed: MemoryMb::default() }
 }
 
 fn committed(rows: &[(&str, u64)]) -> Outcome {

@@ -8,7 +8,7 @@ use rallrec_core::{
     kind::Mode,
     lane::Slots,
     run::{Effect, Event, Input, JournalRecord, Phase, RunOutcome, RunState, Snapshot, TaskState, apply, decide, owed},
-    task::{ArtifactSummary, FailureClass, Outcome, TaskOffer, TaskReport},
+    task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, TaskOffer, TaskReport},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -174,7 +174,8 @@ impl World {
     }
 
     pub(crate) fn fail(&mut self, offer: &TaskOffer, worker: &WorkerId, class: FailureClass) {
-        self.inbox.push(report(offer, worker, Outcome::Failed { class, message: "drawn".into() }));
+        let needed = MemoryMb { host: u64::from(offer.attempt.0 % 3) * 3000, gpu: 0 };
+        self.inbox.push(report(offer, worker, Outcome::Failed { class, message: "drawn".into(), needed }));
     }
 
     /// From here on everything goes well; the run must end, done.
