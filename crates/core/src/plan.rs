@@ -32,6 +32,7 @@ use crate::{
     params::StageParams,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A named source with the digest of its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,12 +73,15 @@ pub struct Resources {
     /// demand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_estimate_mb: Option<u64>,
+    /// Named limits: of each, how many tasks of stages that name it are handed out at once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, u32>,
 }
 
 impl Resources {
     /// A pool, and memory of the host in MiB.
     pub fn new(pool: impl Into<String>, memory_mb: u64) -> Self {
-        Self { pool: pool.into(), memory_mb, gpu_memory_mb: None, gpu_estimate_mb: None }
+        Self { pool: pool.into(), memory_mb, gpu_memory_mb: None, gpu_estimate_mb: None, limits: BTreeMap::new() }
     }
 }
 

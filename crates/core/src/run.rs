@@ -22,6 +22,7 @@ mod apply;
 mod decide;
 mod event;
 mod graph;
+mod handout;
 mod offer;
 mod owed;
 mod record;

@@ -1,13 +1,12 @@
 //! Inputs to events: every policy of a run is here, and none in [`super::apply`].
 
-use super::{
-    Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, retry, state::Rank,
-};
+use super::{Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, handout, retry};
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
     lane::{Room, Slots},
     task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, TaskReport},
 };
+use std::collections::BTreeMap;
 
 /// Something that the outside tells a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +46,15 @@ pub enum Input {
         slots: Slots,
         /// How many.
         free: u32,
+    },
+    /// As [`Self::Capacity`], where named limits have less room than the plan gives them.
+    CapacityWithin {
+        /// Which.
+        slots: Slots,
+        /// How many.
+        free: u32,
+        /// Tasks with a named limit that may be handed out at once.
+        caps: BTreeMap<String, u32>,
     },
     /// Stop.
     Cancel,
@@ -123,8 +131,9 @@ pub fn decide(state: &RunState, input: Input, now: TimeMs) -> Result<Vec<Event>,
         (_, Input::Report(report)) => reported(state, report, now),
         (_, Input::WorkerLost { worker }) => Ok(worker_lost(state, &worker, now)),
         (_, Input::AttemptLost { task, attempt }) => attempt_lost(state, task, attempt, now),
-        (Phase::Active, Input::Capacity { slots, free }) => Ok(dispatch(state, &slots, free, now)),
-        (Phase::Cancelling, Input::Capacity { .. }) => Ok(Vec::new()),
+        (Phase::Active, Input::Capacity { slots, free }) => Ok(dispatch(state, &slots, free, &BTreeMap::new(), now)),
+        (Phase::Active, Input::CapacityWithin { slots, free, caps }) => Ok(dispatch(state, &slots, free, &caps, now)),
+        (Phase::Cancelling, Input::Capacity { .. } | Input::CapacityWithin { .. }) => Ok(Vec::new()),
         (Phase::Active, Input::Cancel) => Ok(vec![Event::CancelRequested { at: now }]),
         (Phase::Cancelling, Input::Cancel) => Err(Rejection::Over),
         (_, Input::Finish) => match state.due_outcome() {
@@ -264,18 +273,9 @@ fn replaced(task: TaskId, attempt: Attempt, message: String, now: TimeMs) -> Eve
     Event::TaskFailed { task, attempt: Some(attempt), class: FailureClass::Lost, message, next, at: now }
 }
 
-/// The first ready tasks of some slots: retries that are due, then by rank.
-fn dispatch(state: &RunState, slots: &Slots, free: u32, now: TimeMs) -> Vec<Event> {
-    let free = free as usize;
-    let (mut due, mut ready): (Vec<&(TimeMs, TaskId)>, Vec<&Rank>) = (Vec::new(), Vec::new());
-    for lane in state.lanes_of(slots) {
-        due.extend(retry::due(&state.index.delayed[lane], now).take(free));
-        ready.extend(state.index.ready[lane].iter().take(free));
-    }
-    due.sort_unstable();
-    ready.sort_unstable();
-    let due = due.into_iter().map(|(_, task)| *task);
-    let first = due.chain(ready.into_iter().map(|(_, task)| *task)).take(free);
+/// The first ready tasks of some slots.
+fn dispatch(state: &RunState, slots: &Slots, free: u32, caps: &BTreeMap<String, u32>, now: TimeMs) -> Vec<Event> {
+    let first = handout::next(state, slots, free as usize, caps, now).into_iter();
     let events = first.filter_map(|task| {
         let run = state.task_run(task)?;
         debug_assert!(matches!(run.state, TaskState::Ready(Ready { .. })));

@@ -45,6 +45,12 @@ impl RunState {
         Some(&self.lanes.all[self.task_run(task)?.lane as usize])
     }
 
+    /// Named limits of the plan: how many tasks may be handed out at once, and how many are.
+    pub fn limits(&self) -> impl Iterator<Item = (&str, u32, u32)> {
+        let limits = self.graph.caps.iter().zip(&self.index.capped);
+        limits.map(|((name, most), out)| (name.as_str(), *most, *out))
+    }
+
     /// A stage's tasks want this much from now on. The caller has checked that there is such a stage.
     pub(super) fn outgrow(&mut self, stage: u32, wanted: Room) {
         let Some(lane) = self.lane(stage).map(|lane| Lane { wanted, ..lane.clone() }) else { return };

@@ -166,6 +166,8 @@ pub(super) struct Index {
     pub(super) running: BTreeSet<TaskId>,
     /// By lane: handed out, begun or not.
     pub(super) handed_out: Vec<u32>,
+    /// By named limit: handed out, begun or not.
+    pub(super) capped: Vec<u32>,
     /// By stage: ready, now or from a time on.
     pub(super) waiting: Vec<u32>,
     pub(super) failed: BTreeSet<TaskId>,
@@ -228,6 +230,7 @@ impl RunState {
             ready: vec![BTreeSet::new(); lanes],
             delayed: vec![BTreeSet::new(); lanes],
             handed_out: vec![0; lanes],
+            capped: vec![0; graph.caps.len()],
             waiting: vec![0; plan.stages.len()],
             unsharded: narrow(plan.stages.len() as u64),
             ..Index::default()
@@ -472,6 +475,7 @@ impl RunState {
                 let set = if running.worker.is_some() { &mut self.index.running } else { &mut self.index.offered };
                 set.remove(&task);
                 self.index.handed_out[lane] -= 1;
+                self.graph.caps_of[task.stage as usize].iter().for_each(|cap| self.index.capped[*cap] -= 1);
             }
             TaskState::Done(_) => {}
             TaskState::Failed(_) => {
@@ -499,6 +503,7 @@ impl RunState {
                 let set = if running.worker.is_some() { &mut self.index.running } else { &mut self.index.offered };
                 set.insert(task);
                 self.index.handed_out[lane] += 1;
+                self.graph.caps_of[task.stage as usize].iter().for_each(|cap| self.index.capped[*cap] += 1);
             }
             TaskState::Done(done) => {
                 self.index.open_tasks -= 1;
