@@ -124,6 +124,12 @@ pub(crate) fn build(drafts: &[Draft]) -> Case {
         if draft.pool {
             planned.resources.pool = "gpu".into();
         }
+        // Some stages share a limit, some have two, most have none.
+        planned.resources.limits = match position % 5 {
+            1 => [("a".to_owned(), 2)].into(),
+            3 => [("a".to_owned(), 2), ("b".to_owned(), 1)].into(),
+            _ => BTreeMap::new(),
+        };
         case.plan.stages.push(planned);
         case.rows.push(rows);
         case.tables.push([("a".to_string(), draft.tables.0), ("b".to_string(), draft.tables.1)].into());
