@@ -11,6 +11,7 @@ use rallrec_coordinator::cluster::ClusterRecord;
 use rallrec_core::{
     ids::{Attempt, RunId, TaskId, WorkerId},
     key::Key,
+    plan::Plan,
     run::{Event, JournalRecord, Next, Phase, RunOutcome, RunState, Snapshot},
     task::{FailureClass, TaskOffer},
 };
@@ -33,6 +34,8 @@ pub(crate) struct WorkerEntry {
     node: Arc<Node>,
     /// What it is at, and since when.
     pub(crate) board: Mutex<BTreeMap<(RunId, TaskId, Attempt), Instant>>,
+    /// What its machine has.
+    pub(crate) memory_mb: u64,
     /// Whether it said goodbye.
     pub(crate) left: AtomicBool,
 }
@@ -52,6 +55,9 @@ struct Told {
     wrote: BTreeMap<String, usize>,
     acknowledged: BTreeMap<Path, Vec<u8>>,
     dispatched: BTreeSet<(RunId, TaskId, Attempt)>,
+    plans: BTreeMap<RunId, Plan>,
+    /// Handed out, and whether a worker has begun.
+    out: BTreeMap<(RunId, TaskId), bool>,
     done: BTreeSet<(RunId, TaskId)>,
     offers: BTreeMap<Key, TaskOffer>,
     firsts: BTreeMap<Key, BTreeSet<(RunId, Attempt)>>,
@@ -84,9 +90,9 @@ impl History {
         Figures { terms: told.terms.len() as u64, ..told.figures }
     }
 
-    pub(crate) fn worker(&self, id: &WorkerId, node: &Arc<Node>) -> Arc<WorkerEntry> {
-        let entry =
-            Arc::new(WorkerEntry { node: Arc::clone(node), board: Mutex::default(), left: AtomicBool::new(false) });
+    pub(crate) fn worker(&self, id: &WorkerId, node: &Arc<Node>, memory_mb: u64) -> Arc<WorkerEntry> {
+        let (board, left) = Default::default();
+        let entry = Arc::new(WorkerEntry { node: Arc::clone(node), board, memory_mb, left });
         lock(&self.told).workers.insert(id.clone(), Arc::clone(&entry));
         entry
     }
@@ -101,6 +107,11 @@ impl History {
         }
         if !told.dispatched.contains(&(offer.run.clone(), offer.task, offer.attempt)) {
             self.world.violate(format!("{} {}.{} was offered before its record", offer.run, offer.task, offer.attempt));
+        }
+        let stage = told.plans.get(&offer.run).map(|plan| &plan.stages[offer.task.stage as usize]);
+        let needed = stage.map(|stage| stage.resources.memory_mb);
+        if needed.is_none_or(|needed| needed > told.workers[worker].memory_mb) {
+            self.world.violate(format!("{} {} needs {needed:?} MiB, which {worker} lacks", offer.run, offer.task));
         }
         told.offers.insert(offer.key.clone(), offer.clone());
     }
@@ -189,6 +200,7 @@ fn brief(event: &Event) -> String {
 impl Told {
     /// An event was journaled.
     fn happened(&mut self, world: &World, run: &RunId, event: &Event) {
+        self.count_out(world, run, event);
         match event {
             Event::TaskDispatched { task, attempt, .. } => {
                 if self.done.contains(&(run.clone(), *task)) {
@@ -208,15 +220,41 @@ impl Told {
                 }
                 let own = self.own_failures.get(&(run.clone(), *task)).map_or(0, BTreeSet::len);
                 match (class, next) {
-                    (FailureClass::Permanent | FailureClass::Resource, _) => {
+                    (FailureClass::Permanent, _) => {
                         world.violate(format!("{run} {task} failed for good, and nothing is wrong with it: {message}"));
                     }
-                    (FailureClass::Transient, Next::GiveUp) if own < MAX_ATTEMPTS as usize => {
+                    (FailureClass::Transient | FailureClass::Resource, Next::GiveUp) if own < MAX_ATTEMPTS as usize => {
                         world.violate(format!("{run} {task} was given up after {own} failures of its own: {message}"));
                     }
                     _ => {}
                 }
             }
+            _ => {}
+        }
+    }
+
+    /// Named limits hold.
+    fn count_out(&mut self, world: &World, run: &RunId, event: &Event) {
+        match event {
+            Event::RunStarted { plan, .. } => drop(self.plans.insert(run.clone(), (**plan).clone())),
+            Event::TaskDispatched { task, .. } => {
+                self.out.insert((run.clone(), *task), false);
+                for (name, most) in &self.plans[run].stages[task.stage as usize].resources.limits {
+                    let out = self.out.keys().filter(|(of, task)| {
+                        of == run && self.plans[of].stages[task.stage as usize].resources.limits.contains_key(name)
+                    });
+                    let out = out.count();
+                    if out > *most as usize {
+                        world.violate(format!("{run} has {out} tasks of limit {name} out, and {most} may be"));
+                    }
+                }
+            }
+            Event::TaskStarted { task, .. } => drop(self.out.insert((run.clone(), *task), true)),
+            Event::TaskCommitted { task, .. } | Event::TaskFailed { task, .. } => {
+                self.out.remove(&(run.clone(), *task));
+            }
+            Event::RunResumed { .. } => self.out.retain(|(of, _), _| of != run),
+            Event::CancelRequested { .. } => self.out.retain(|(of, _), begun| of != run || *begun),
             _ => {}
         }
     }

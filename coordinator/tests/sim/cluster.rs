@@ -30,6 +30,9 @@ const WORKERS: usize = 3;
 /// Records of a run between its snapshots: few, so that nearly every take-over goes on from one.
 const SNAPSHOT_RECORDS: u64 = 3;
 
+/// What the machines of the workers have; plans ask for up to 8.
+const MEMORY_GIB: [u64; WORKERS] = [16, 8, 2];
+
 /// Longest storm.
 const STORM: Duration = Duration::from_secs(180);
 
@@ -164,7 +167,7 @@ impl Cluster {
             *lock(&self.workers[place].node) = Some(Arc::clone(&node));
             *lock(&self.workers[place].drain) = Arc::clone(&drain);
             let store = self.store(&node).await;
-            let worker = Worker::new(&node, &self.server, store, &self.shared.history, &drain);
+            let worker = Worker::new(&node, &self.server, store, &self.shared.history, &drain, MEMORY_GIB[place]);
             tokio::select! {
                 biased;
                 () = node.died() => {}

@@ -37,6 +37,7 @@ pub(crate) enum Fault {
     WorkerSlow,
     WorkerDrained,
     TaskFailed,
+    TaskOutgrown,
     RunCancelled,
 }
 
@@ -44,7 +45,7 @@ use Fault::*;
 
 /// Every fault, with how often it happens where a seed has it: in a million opportunities of those that calls and words
 /// give, else as a weight among those that strike from time to time.
-const TABLE: [(Fault, u32); 32] = [
+const TABLE: [(Fault, u32); 33] = [
     (WordDropped, 150_000),
     (WordDelayed, 200_000),
     (WordDoubled, 100_000),
@@ -76,6 +77,7 @@ const TABLE: [(Fault, u32); 32] = [
     (WorkerSlow, 100_000),
     (WorkerDrained, 2),
     (TaskFailed, 50_000),
+    (TaskOutgrown, 30_000),
     (RunCancelled, 100_000),
 ];
 
@@ -124,8 +126,14 @@ impl Profile {
 }
 
 /// How often each fault happened.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Counts([u64; KINDS]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self([0; KINDS])
+    }
+}
 
 impl Counts {
     pub(crate) fn count(&mut self, fault: Fault) {

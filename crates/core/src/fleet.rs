@@ -5,8 +5,10 @@
 //! and what one does not need goes to the others. Deliberately not here: what
 //! becomes of a lost worker's tasks (each run's own matter, [`crate::run`]), and sending anything.
 
+mod limits;
 mod place;
 
+pub use limits::{Claim, RunClaims, allot};
 pub use place::Wait;
 
 use crate::{
@@ -185,29 +187,37 @@ impl Member {
     }
 }
 
-/// Shares `places` of a lane: by priority, then in rounds by weight, to nobody more than it can use.
-fn share<'a>(lane: &Lane, mut places: u32, demands: &'a Demands) -> BTreeMap<&'a RunId, u32> {
-    let mut shares = BTreeMap::new();
+/// Shares `places` of a lane among the runs that can use them.
+fn share<'a>(lane: &Lane, places: u32, demands: &'a Demands) -> BTreeMap<&'a RunId, u32> {
     let uses = |run: &RunDemand| {
         let demand = run.lanes.get(lane).copied().unwrap_or_default();
         u32::try_from(demand.waiting + u64::from(demand.handed_out)).unwrap_or(u32::MAX)
     };
-    let priorities: BTreeSet<i32> = demands.values().map(|run| run.priority).collect();
+    share_out(places, demands.iter().map(|(id, run)| (id, run.priority, run.weight, uses(run))))
+}
+
+/// Shares `places` among runs, each with its priority, its weight and what it can use: by priority, then in rounds by
+/// weight, to nobody more than it can use.
+fn share_out<'a>(mut places: u32, runs: impl Iterator<Item = (&'a RunId, i32, u32, u32)>) -> BTreeMap<&'a RunId, u32> {
+    let runs: Vec<_> = runs.collect();
+    let mut shares: BTreeMap<&RunId, u32> = BTreeMap::new();
+    let priorities: BTreeSet<i32> = runs.iter().map(|(_, priority, ..)| *priority).collect();
     for priority in priorities.into_iter().rev() {
-        let mut hungry: Vec<(&RunId, &RunDemand)> =
-            demands.iter().filter(|(_, run)| run.priority == priority && uses(run) > 0).collect();
+        let of_priority = runs.iter().filter(|(_, of, _, uses)| *of == priority && *uses > 0);
+        let mut hungry: Vec<(&RunId, u64, u32)> =
+            of_priority.map(|(id, _, weight, uses)| (*id, u64::from((*weight).max(1)), *uses)).collect();
         while places > 0 && !hungry.is_empty() {
-            let weights: u64 = hungry.iter().map(|(_, run)| u64::from(run.weight.max(1))).sum();
+            let weights: u64 = hungry.iter().map(|(_, weight, _)| weight).sum();
             let round = places;
-            for (id, run) in &hungry {
+            for (id, weight, uses) in &hungry {
                 // Rounded up, so that every round gives something; the first ones get the odd places.
-                let fair = (u64::from(round) * u64::from(run.weight.max(1))).div_ceil(weights) as u32;
+                let fair = (u64::from(round) * weight).div_ceil(weights) as u32;
                 let share: &mut u32 = shares.entry(*id).or_default();
-                let given = fair.min(uses(run) - *share).min(places);
+                let given = fair.min(uses - *share).min(places);
                 *share += given;
                 places -= given;
             }
-            hungry.retain(|(id, run)| shares.get(*id).copied().unwrap_or(0) < uses(run));
+            hungry.retain(|(id, _, uses)| shares.get(id).copied().unwrap_or(0) < *uses);
         }
     }
     shares
