@@ -58,6 +58,8 @@ pub enum Capacity {
 /// How a run is driven. Changes its speed, never its results.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Named limits that hold until [`Control::Limit`] says otherwise, beside the plan's.
+    pub limits: BTreeMap<String, u32>,
     /// Where tasks may run.
     pub capacity: Capacity,
     /// Tasks that the store is asked about at once.
@@ -69,7 +71,12 @@ pub struct Settings {
 impl Settings {
     /// These slots, 1,024 probes at once, and a snapshot every 1,000 records.
     pub fn new(slots: BTreeMap<String, u32>) -> Self {
-        Self { capacity: Capacity::Slots(slots), probes: PROBES, snapshot_records: SNAPSHOT_RECORDS }
+        Self {
+            limits: BTreeMap::new(),
+            capacity: Capacity::Slots(slots),
+            probes: PROBES,
+            snapshot_records: SNAPSHOT_RECORDS,
+        }
     }
 }
 
@@ -85,6 +92,9 @@ pub enum Control {
     AttemptLost(TaskId, Attempt),
     /// The most tasks of each lane that may be handed out from now on; lanes that are not named get none.
     Grant(BTreeMap<Lane, u32>),
+    /// Of these named limits at most so many tasks may be handed out from now on, whatever the plan allows; answered by
+    /// [`Notice::Obeys`].
+    Limit(BTreeMap<String, u32>),
     /// What the queue held is gone: send again what is owed.
     Wiped,
 }
@@ -98,6 +108,8 @@ pub enum Notice<'a> {
     Progress(&'a TaskReport),
     /// The run as it now is, after one or more events.
     State(&'a RunState),
+    /// Named limits that hold from now on.
+    Obeys(&'a BTreeMap<String, u32>),
 }
 
 /// Hears notices, between turns: it should return at once.

@@ -114,6 +114,10 @@ impl<A: Artifacts> Turn<A> {
             }
             // Slots are filled at the end of every turn.
             Signal::Control(Some(Control::Grant(granted))) => self.granted = granted,
+            Signal::Control(Some(Control::Limit(limits))) => {
+                self.settings.limits = limits;
+                observer(Notice::Obeys(&self.settings.limits));
+            }
             Signal::Control(Some(Control::Wiped)) => self.offered.clear(),
             Signal::Control(Some(Control::Cancel)) => {
                 if self.take(Input::Cancel)? {
@@ -183,7 +187,8 @@ impl<A: Artifacts> Turn<A> {
         for (slots, most) in allowed {
             let free = most.saturating_sub(self.state.handed_out(&slots));
             if free > 0 && self.state.waiting(&slots) > 0 {
-                self.take(Input::Capacity { slots, free })?;
+                let caps = self.settings.limits.clone();
+                self.take(Input::CapacityWithin { slots, free, caps })?;
             }
         }
         if matches!(owed(&self.state).next(), Some(Effect::Finish { .. })) {

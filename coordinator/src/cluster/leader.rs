@@ -10,8 +10,9 @@ use super::{
 use crate::{Control, DriverError, RunEnd};
 use futures::StreamExt;
 use rallrec_core::{
-    fleet::{Demands, Fleet},
+    fleet::{Demands, Fleet, allot},
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
+    lane::Lane,
     plan::Plan,
     run::{RunOutcome, RunState},
 };
@@ -88,6 +89,7 @@ pub(super) async fn lead(candidate: &Candidate, term: Term) -> Result<(), Leader
         turned: Arc::new(Notify::new()),
         progress: broadcast::channel(1024).0,
         watcher: Arc::clone(&candidate.watcher),
+        limits: candidate.limits.clone(),
         snapshot_records: candidate.snapshot_records,
     };
     candidate.role.lead(asks, around.progress.clone());
@@ -319,7 +321,20 @@ impl Leader {
                 active.say(Control::Grant(granted)).await;
             }
         }
+        self.limit().await;
         Ok(Next::GoOn)
+    }
+
+    /// Gives runs their shares of the cluster's named limits.
+    async fn limit(&mut self) {
+        let is_asked = |lane: &Lane| self.fleet.slots(lane) > 0;
+        let claims = self.actives.iter().map(|(run, active)| (run.clone(), active.claims(is_asked))).collect();
+        // What a run has out whose driver is to begin anew, nobody knows at the moment.
+        for (run, limits) in allot(&self.around.limits, &claims, self.again.is_empty()) {
+            if let Some(active) = self.actives.get_mut(&run) {
+                active.limit(limits).await;
+            }
+        }
     }
 
     async fn order(&self, worker: &WorkerId) {
@@ -506,9 +521,9 @@ impl Leader {
         }
         let waits = self.fleet.waits(&self.demands()).into_iter().map(|(run, waits)| {
             let stages = self.actives.get(&run).map(|active| active.seen.borrow().waiting.clone()).unwrap_or_default();
-            let told = stages.iter().filter_map(|(stage, lane)| {
-                let wait = waits.iter().find(|wait| wait.lane == *lane)?;
-                Some(format!("stage `{stage}` waits for {wait}"))
+            let told = stages.iter().filter_map(|waiting| {
+                let wait = waits.iter().find(|wait| wait.lane == waiting.lane)?;
+                Some(format!("stage `{}` waits for {wait}", waiting.stage))
             });
             let told = told.collect();
             (run, told)

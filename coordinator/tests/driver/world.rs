@@ -206,6 +206,7 @@ impl Process {
                     Notice::Event(event) => event.name(),
                     Notice::Progress(_) => "progress",
                     Notice::State(_) => "state",
+                    Notice::Obeys(_) => "limits",
                 });
             }),
         };

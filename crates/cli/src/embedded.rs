@@ -154,7 +154,7 @@ fn show(view: &mut RunView, notice: Notice<'_>) {
             }
         }
         // The view counts from the events itself: it also shows what is inside a task.
-        Notice::State(_) => {}
+        Notice::State(_) | Notice::Obeys(_) => {}
     }
 }
 

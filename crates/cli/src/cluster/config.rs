@@ -5,7 +5,9 @@ use rallrec_queue::nats::NatsSettings;
 use rallrec_store::{BucketSettings, Location, S3Table};
 use serde::Deserialize;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
@@ -60,6 +62,9 @@ pub(super) struct CoordinatorConfig {
     pub(super) tls: Option<TlsConfig>,
     /// File with the tokens that are accepted, one a line.
     pub(super) token_file: Option<PathBuf>,
+    /// Named limits over all runs: tasks that are handed out at once.
+    #[serde(default)]
+    pub(super) limits: BTreeMap<String, NonZeroU32>,
     /// How NATS is reached.
     #[serde(default)]
     pub(super) nats: NatsConfig,

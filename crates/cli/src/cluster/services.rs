@@ -35,6 +35,7 @@ pub async fn coordinator(place: &Place, path: &Path, console: &Console) -> Resul
         listen: config.listen,
         address: config.address,
         tls,
+        limits: config.limits.into_iter().map(|(name, most)| (name, most.get())).collect(),
         tokens,
     };
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
