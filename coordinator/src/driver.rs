@@ -59,6 +59,8 @@ pub enum Capacity {
 /// How a run is driven. Changes its speed, never its results.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Named limits that hold until [`Control::Limit`] says otherwise, beside the plan's.
+    pub limits: BTreeMap<String, u32>,
     /// Where tasks may run.
     pub capacity: Capacity,
     /// Tasks that the store is asked about at once.
@@ -70,7 +72,12 @@ pub struct Settings {
 impl Settings {
     /// These slots, 1,024 probes at once, and a snapshot every 1,000 records.
     pub fn new(slots: BTreeMap<String, u32>) -> Self {
-        Self { capacity: Capacity::Slots(slots), probes: PROBES, snapshot_records: SNAPSHOT_RECORDS }
+        Self {
+            limits: BTreeMap::new(),
+            capacity: Capacity::Slots(slots),
+            probes: PROBES,
+            snapshot_records: SNAPSHOT_RECORDS,
+        }
     }
 }
 
@@ -90,6 +97,9 @@ pub enum Control {
     GrantSecond(BTreeMap<Lane, u32>),
     /// Workers are at these attempts, which are not under way: [`Notice::InVain`] tells which of them help nobody.
     AtWork(Vec<(TaskId, Attempt)>),
+    /// Of these named limits at most so many tasks may be handed out from now on, whatever the plan allows; answered by
+    /// [`Notice::Obeys`].
+    Limit(BTreeMap<String, u32>),
     /// What the queue held is gone: send again what is owed.
     Wiped,
 }
@@ -105,6 +115,8 @@ pub enum Notice<'a> {
     InVain(&'a [(TaskId, Attempt)]),
     /// The run as it now is, after one or more events.
     State(&'a RunState),
+    /// Named limits that hold from now on.
+    Obeys(&'a BTreeMap<String, u32>),
 }
 
 /// Hears notices, between turns: it should return at once.

@@ -121,6 +121,10 @@ impl<A: Artifacts> Turn<A> {
             Signal::Control(Some(Control::Grant(granted))) => self.granted = granted,
             Signal::Control(Some(Control::GrantSecond(granted))) => self.granted_second = granted,
             Signal::Control(Some(Control::AtWork(attempts))) => self.asked_about = attempts,
+            Signal::Control(Some(Control::Limit(limits))) => {
+                self.settings.limits = limits;
+                observer(Notice::Obeys(&self.settings.limits));
+            }
             Signal::Control(Some(Control::Wiped)) => self.offered.clear(),
             Signal::Control(Some(Control::Cancel)) => {
                 if self.take(Input::Cancel)? {
@@ -143,7 +147,7 @@ impl<A: Artifacts> Turn<A> {
             _ => return,
         };
         let superseded = self.state.under_way(task).map(|running| running.attempt).filter(|attempt| ended(*attempt));
-        let Some(lane) = self.state.lane(task.stage) else { return };
+        let Some(lane) = self.lane(task) else { return };
         for attempt in superseded {
             let (queue, lane, name) = (Arc::clone(&self.queue), lane.clone(), OfferName { task, attempt });
             self.in_flight.push(async move { Signal::Sent(queue.withdraw(&lane, name).await) }.boxed());
@@ -171,6 +175,15 @@ impl<A: Artifacts> Turn<A> {
         self.in_flight.push(async move { Signal::Sent(queue.withdraw_all().await) }.boxed());
     }
 
+    /// The lane that a task's offer goes to.
+    fn lane(&self, task: TaskId) -> Option<Lane> {
+        let lane = self.state.lane_of_task(task)?;
+        Some(match self.settings.capacity {
+            Capacity::Slots(_) => lane.anywhere(),
+            Capacity::Granted => lane.clone(),
+        })
+    }
+
     /// Fills free slots, and ends the run when nothing is left to do.
     pub(crate) fn settle(&mut self) -> Result<(), DriverError> {
         let allowed: Vec<(Slots, u32)> = match &self.settings.capacity {
@@ -182,7 +195,8 @@ impl<A: Artifacts> Turn<A> {
         for (slots, most) in allowed {
             let free = most.saturating_sub(self.state.handed_out(&slots));
             if free > 0 && self.state.waiting(&slots) > 0 {
-                self.take(Input::Capacity { slots, free })?;
+                let caps = self.settings.limits.clone();
+                self.take(Input::CapacityWithin { slots, free, caps })?;
             }
         }
         for (lane, most) in self.granted_second.clone() {
@@ -218,7 +232,7 @@ impl<A: Artifacts> Turn<A> {
                 Effect::Dispatch { task, attempt } => {
                     let new = self.offered.insert((task, attempt));
                     let offer = new.then(|| state.offer(task, attempt)).flatten();
-                    if let (Some(offer), Some(lane)) = (offer, state.lane(task.stage).cloned()) {
+                    if let (Some(offer), Some(lane)) = (offer, self.lane(task)) {
                         let (queue, payload) = (Arc::clone(&self.queue), encode_offer(&offer));
                         let name = OfferName { task, attempt };
                         self.in_flight

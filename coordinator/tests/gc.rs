@@ -14,7 +14,7 @@ use rallrec_core::{
     rng::row_rng,
     run::Event,
     spec::compile,
-    task::{FailureClass, Outcome, TaskOffer, TaskReport},
+    task::{FailureClass, MemoryMb, Outcome, TaskOffer, TaskReport},
 };
 use rallrec_proto::{decode_offer, encode_report};
 use rallrec_queue::{CoordinatorEnd, MemoryQueue, WorkerEnd};
@@ -65,7 +65,7 @@ fn batch(rows: u64) -> RecordBatch {
 async fn work(store: Store, queue: Arc<MemoryQueue>, plan: Arc<Plan>, temper: Temper) {
     let mut lanes = Vec::new();
     for stage in &plan.stages {
-        let lane = rallrec_core::lane::Lane::of(stage);
+        let lane = rallrec_core::lane::Lane::of(stage).anywhere();
         if !lanes.contains(&lane) {
             lanes.push(lane);
         }
@@ -74,7 +74,7 @@ async fn work(store: Store, queue: Arc<MemoryQueue>, plan: Arc<Plan>, temper: Te
     while let Ok(Some(delivery)) = WorkerEnd::claim(&*queue, &lanes).await {
         let offer = decode_offer(delivery.payload()).unwrap();
         let outcome = if temper == Temper::Fails(offer.task.shard) && offer.rows.is_some() {
-            Outcome::Failed { class: FailureClass::Permanent, message: "drawn".into() }
+            Outcome::Failed { class: FailureClass::Permanent, message: "drawn".into(), needed: MemoryMb::default() }
         } else {
             commit(&store, &offer).await
         };

@@ -6,7 +6,7 @@ use prost::Message;
 use rallrec_core::{
     fleet::{AtWork, AttemptName, Beat},
     ids::{Attempt, RunId, TaskId, WorkerId},
-    lane::Lane,
+    lane::{Lane, Room},
     task::Progress,
 };
 
@@ -113,7 +113,13 @@ pub fn decode_beat(bytes: &[u8]) -> Result<BeatMessage, WireError> {
 
 /// The order's bytes.
 pub fn encode_order(order: &Order) -> Bytes {
-    let lanes = order.lanes.iter().map(|lane| v1::Lane { pool: lane.pool.clone(), model: lane.model.clone() });
+    let room = |room: Room| Some(v1::Room { gpu_gib: room.gpu_gib, host_gib: room.host_gib });
+    let lanes = order.lanes.iter().map(|lane| v1::Lane {
+        pool: lane.pool.clone(),
+        model: lane.model.clone(),
+        least: room(lane.least),
+        wanted: room(lane.wanted),
+    });
     let stop = order.stop.iter().map(|name| v1::AttemptName {
         run: name.run.0.clone(),
         stage_index: name.task.stage,
@@ -130,8 +136,18 @@ pub fn encode_order(order: &Order) -> Bytes {
 /// When they are not an order.
 pub fn decode_order(bytes: &[u8]) -> Result<Order, WireError> {
     let message = v1::Order::decode(bytes)?;
-    let lanes =
-        message.lanes.into_iter().map(|lane| Ok(Lane { pool: text_in("lanes.pool", lane.pool)?, model: lane.model }));
+    let room = |room: Option<v1::Room>| {
+        let room = room.unwrap_or_default();
+        Room { gpu_gib: room.gpu_gib, host_gib: room.host_gib }
+    };
+    let lanes = message.lanes.into_iter().map(|lane| {
+        Ok(Lane {
+            pool: text_in("lanes.pool", lane.pool)?,
+            model: lane.model,
+            least: room(lane.least),
+            wanted: room(lane.wanted),
+        })
+    });
     let stop = message.stop.into_iter().map(|name| {
         Ok(AttemptName {
             run: RunId(text_in("stop.run", name.run)?),
@@ -188,7 +204,8 @@ mod tests {
         };
         let message = BeatMessage { beat, leaving: true };
         assert_eq!(decode_beat(&encode_beat(&message)).unwrap(), message);
-        let lane = |model: Option<&str>| Lane { pool: "gpu".into(), model: model.map(Into::into) };
+        let (least, wanted) = (Room { gpu_gib: 0, host_gib: 2 }, Room { gpu_gib: 18, host_gib: 2 });
+        let lane = |model: Option<&str>| Lane { pool: "gpu".into(), model: model.map(Into::into), least, wanted };
         let stop = vec![message.beat.at_work[0].name()];
         let order = Order { lanes: vec![lane(Some("ab")), lane(None)], drain: true, leader: "c1".into(), stop };
         assert_eq!(decode_order(&encode_order(&order)).unwrap(), order);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 use rallrec_core::{
     ids::{Attempt, RunId, TaskId, WorkerId},
-    task::{ArtifactSummary, Outcome, Progress, TaskReport},
+    task::{ArtifactSummary, MemoryMb, Outcome, Progress, TaskReport},
 };
 use v1::task_report::Outcome as Wire;
 
@@ -27,9 +27,12 @@ pub fn encode_report(report: &TaskReport) -> Bytes {
             bad_rows: summary.bad_rows,
             first: *first,
         }),
-        Outcome::Failed { class, message } => {
-            Wire::Failed(v1::Failed { class: class_out(*class).into(), message: message.clone() })
-        }
+        Outcome::Failed { class, message, needed } => Wire::Failed(v1::Failed {
+            class: class_out(*class).into(),
+            message: message.clone(),
+            needed_mb: needed.host,
+            needed_gpu_mb: needed.gpu,
+        }),
     };
     let message = v1::TaskReport {
         run: report.run.0.clone(),
@@ -57,7 +60,11 @@ pub fn decode_report(bytes: &[u8]) -> Result<TaskReport, WireError> {
             summary: ArtifactSummary { rows: c.rows, bytes: c.bytes, seconds: c.seconds, bad_rows: c.bad_rows },
             first: c.first,
         },
-        Wire::Failed(f) => Outcome::Failed { class: class_in(f.class)?, message: f.message },
+        Wire::Failed(f) => Outcome::Failed {
+            class: class_in(f.class)?,
+            message: f.message,
+            needed: MemoryMb { host: f.needed_mb, gpu: f.needed_gpu_mb },
+        },
     };
     Ok(TaskReport {
         run: RunId(text_in("run", message.run)?),
@@ -90,7 +97,8 @@ mod tests {
             Just(FailureClass::Permanent),
             Just(FailureClass::Lost)
         ];
-        let failed = (class, ".*").prop_map(|(class, message)| Outcome::Failed { class, message });
+        let failed = (class, ".*", any::<u64>(), any::<u64>())
+            .prop_map(|(class, message, host, gpu)| Outcome::Failed { class, message, needed: MemoryMb { host, gpu } });
         prop_oneof![Just(Outcome::Started), progress, committed, failed]
     }
 

@@ -18,7 +18,7 @@ pub use member::{Profile, serve};
 pub use tables::TableCache;
 pub use task::program;
 
-use rallrec_core::{ids::WorkerId, lane::Lane, plan::PinnedSource};
+use rallrec_core::{ids::WorkerId, lane::Lane, plan::PinnedSource, task::MemoryMb};
 use rallrec_queue::{QueueError, WorkerEnd, nats::Words};
 use rallrec_stages::{Cancel, Device, ModelCache, StageError};
 use rallrec_store::Store;
@@ -67,6 +67,8 @@ pub struct Worker {
     pub cancel: Cancel,
     /// What the slots are at.
     pub board: Board,
+    /// What the machine has; 0 where nobody asks, because there is no other.
+    pub memory: MemoryMb,
     /// Least time between two progress reports of a task. Beats carry progress too, so a cluster needs few.
     pub progress_every: Duration,
     /// Where log lines of tasks are told live; they are kept in the store in any case.

@@ -5,7 +5,7 @@ use rallrec_core::{
     ids::{TimeMs, WorkerId},
     models::PinnedModel,
     params::StageParams,
-    task::{FailureClass, Outcome, Progress, TaskOffer, TaskReport},
+    task::{FailureClass, MemoryMb, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_queue::QueueError;
 use rallrec_stages::{Cancel, Model, ModelSource, ProgressSink, RemoteSource, StageContext, StageError, stage};
@@ -60,12 +60,31 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer, entry:
     told?;
     let outcome = match ended {
         Ok(Ok(committed)) => Outcome::Committed { summary: committed.manifest.summary(), first: committed.first },
-        Ok(Err(error)) => Outcome::Failed { class: error.class(), message: error.to_string() },
+        Ok(Err(error)) => {
+            let needed = match error.class() {
+                FailureClass::Resource => more_than(worker.memory),
+                _ => MemoryMb::default(),
+            };
+            Outcome::Failed { class: error.class(), message: error.to_string(), needed }
+        }
         // Outside the stage itself: reading inputs, committing.
-        Err(join) => Outcome::Failed { class: FailureClass::Permanent, message: format!("a bug in rallrec: {join}") },
+        Err(join) => Outcome::Failed {
+            class: FailureClass::Permanent,
+            message: format!("a bug in rallrec: {join}"),
+            needed: MemoryMb::default(),
+        },
     };
     log.finish().await;
     send(outcome).await
+}
+
+/// What an attempt needed that ran out of this: of the accelerator's where there is one, because models are there.
+fn more_than(memory: MemoryMb) -> MemoryMb {
+    match memory {
+        MemoryMb { gpu: 0, host: 0 } => MemoryMb::default(),
+        MemoryMb { gpu: 0, host } => MemoryMb { host: host + 1, gpu: 0 },
+        MemoryMb { gpu, .. } => MemoryMb { gpu: gpu + 1, host: 0 },
+    }
 }
 
 struct Sink(watch::Sender<Progress>);

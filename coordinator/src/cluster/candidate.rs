@@ -8,7 +8,7 @@ use crate::{Clock, driver::SNAPSHOT_RECORDS};
 use rallrec_core::run::RunState;
 use rallrec_queue::LeaderEnd;
 use rallrec_store::Store;
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 /// Time before the next try when leading has failed: the store should not be pressed by one that cannot use it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -27,6 +27,8 @@ pub struct Candidate {
     pub(super) address: String,
     pub(super) role: Arc<service::Role>,
     pub(super) watcher: RunWatcher,
+    /// Named limits over all runs.
+    pub(super) limits: BTreeMap<String, u32>,
     pub(super) snapshot_records: u64,
 }
 
@@ -41,13 +43,20 @@ impl Candidate {
     ) -> Self {
         let (name, address) = (name.into(), address.into());
         let (role, watcher) = (Arc::default(), Arc::new(|_: &RunState| {}));
-        Self { store, network, clock, name, address, role, watcher, snapshot_records: SNAPSHOT_RECORDS }
+        let (limits, snapshot_records) = (BTreeMap::new(), SNAPSHOT_RECORDS);
+        Self { store, network, clock, name, address, role, watcher, limits, snapshot_records }
     }
 
     /// Keeps a snapshot of a run after so many records of its journal.
     #[must_use]
     pub fn with_snapshots_every(self, snapshot_records: u64) -> Self {
         Self { snapshot_records, ..self }
+    }
+
+    /// Bounds named limits over all runs, beside what each plan says of them.
+    #[must_use]
+    pub fn limited_to(self, limits: BTreeMap<String, u32>) -> Self {
+        Self { limits, ..self }
     }
 
     /// Lets somebody see the runs that it drives.

@@ -4,14 +4,15 @@ use super::{
     Candidate,
     active::{Active, Ended, How, Surroundings},
     record::{ClusterRecord, Runs, Submitted},
-    service::{Ask, Refusal},
+    service::{Ask, Glance, Refusal},
     standby::{Term, later_term},
 };
 use crate::{Control, DriverError, RunEnd};
 use futures::StreamExt;
 use rallrec_core::{
-    fleet::{AtWork, AttemptName, Demands, Fleet},
+    fleet::{AtWork, AttemptName, Demands, Fleet, allot},
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
+    lane::Lane,
     plan::Plan,
     run::{RunOutcome, RunState},
 };
@@ -33,6 +34,9 @@ const BEAT_EVERY: Duration = Duration::from_millis(500);
 
 /// Every so many beats, what is out is compared with what workers and the queue have.
 const COMPARE_EVERY: u64 = 4;
+
+/// Signs of life after which every worker that is there has been heard: three seconds.
+const FAMILIAR: u64 = 6;
 
 /// Comparisons in a row in which nobody has an attempt before it is lost: long enough for every word that is under way.
 const MISSED: u32 = 3;
@@ -85,6 +89,7 @@ pub(super) async fn lead(candidate: &Candidate, term: Term) -> Result<(), Leader
         turned: Arc::new(Notify::new()),
         progress: broadcast::channel(1024).0,
         watcher: Arc::clone(&candidate.watcher),
+        limits: candidate.limits.clone(),
         snapshot_records: candidate.snapshot_records,
     };
     candidate.role.lead(asks, around.progress.clone());
@@ -325,7 +330,20 @@ impl Leader {
                 active.say(Control::GrantSecond(granted)).await;
             }
         }
+        self.limit().await;
         Ok(Next::GoOn)
+    }
+
+    /// Gives runs their shares of the cluster's named limits.
+    async fn limit(&mut self) {
+        let is_asked = |lane: &Lane| self.fleet.slots(lane) > 0;
+        let claims = self.actives.iter().map(|(run, active)| (run.clone(), active.claims(is_asked))).collect();
+        // What a run has out whose driver is to begin anew, nobody knows at the moment.
+        for (run, limits) in allot(&self.around.limits, &claims, self.again.is_empty()) {
+            if let Some(active) = self.actives.get_mut(&run) {
+                active.limit(limits).await;
+            }
+        }
     }
 
     async fn order(&self, worker: &WorkerId) {
@@ -390,7 +408,7 @@ impl Leader {
     }
 
     async fn answer(&mut self, ask: Ask) -> Result<Next, LeaderError> {
-        if let Ask::Retry(run, _) | Ask::Cancel(run, _) | Ask::IsActive(run, _) = &ask
+        if let Ask::Retry(run, _) | Ask::Cancel(run, _) | Ask::Look(run, _) = &ask
             && !self.runs.0.contains_key(run)
         {
             match self.records.follow().await {
@@ -442,9 +460,10 @@ impl Leader {
                 };
                 let _ = reply.send(answer);
             }
-            Ask::IsActive(run, reply) => {
+            Ask::Look(run, reply) => {
+                let waits = || self.waits().remove(&run).unwrap_or_default();
                 let known = self.runs.0.get(&run).map(|submitted| submitted.outcome.is_none());
-                let _ = reply.send(known);
+                let _ = reply.send(known.map(|active| Glance { active, waits: if active { waits() } else { vec![] } }));
             }
             Ask::Runs(reply) => drop(reply.send(self.list_runs())),
             Ask::Workers(reply) => drop(reply.send(self.list_workers())),
@@ -524,7 +543,25 @@ impl Leader {
         Ok(Next::GoOn)
     }
 
+    /// What each run waits for that is not there, stage by stage.
+    fn waits(&self) -> BTreeMap<RunId, Vec<String>> {
+        if self.signs < FAMILIAR {
+            return BTreeMap::new();
+        }
+        let waits = self.fleet.waits(&self.demands()).into_iter().map(|(run, waits)| {
+            let stages = self.actives.get(&run).map(|active| active.seen.borrow().waiting.clone()).unwrap_or_default();
+            let told = stages.iter().filter_map(|waiting| {
+                let wait = waits.iter().find(|wait| wait.lane == waiting.lane)?;
+                Some(format!("stage `{}` waits for {wait}", waiting.stage))
+            });
+            let told = told.collect();
+            (run, told)
+        });
+        waits.collect()
+    }
+
     fn list_runs(&self) -> Vec<api::Run> {
+        let mut waits = self.waits();
         let state = |outcome| match outcome {
             None => "active",
             Some(RunOutcome::Done) => "done",
@@ -541,6 +578,7 @@ impl Leader {
                 priority: submitted.priority,
                 tasks_done: seen.done,
                 tasks_known: seen.known,
+                waits: waits.remove(run).unwrap_or_default(),
             }
         });
         shown.collect()

@@ -32,7 +32,7 @@ use crate::SystemClock;
 use rallrec_proto::api::{archive_server::ArchiveServer, coordinator_server::CoordinatorServer};
 use rallrec_queue::nats::{NatsCoordinator, NatsSettings};
 use rallrec_store::Store;
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use tokio::{net::TcpListener, sync::watch};
 
 /// What a coordinator is given.
@@ -48,6 +48,8 @@ pub struct ClusterSettings {
     pub nats: NatsSettings,
     /// Its certificate; without one it speaks in the clear.
     pub tls: Option<Tls>,
+    /// Named limits over all runs.
+    pub limits: BTreeMap<String, u32>,
     /// Tokens that it accepts; without any it asks for none.
     pub tokens: Tokens,
 }
@@ -113,7 +115,8 @@ impl Coordinator {
         });
         let network = NatsCoordinator::connect(&settings.nats).await.map_err(LeaderError::from)?;
         let archive = archive::Archive::new(store.clone(), settings.name.clone(), settings.nats.clone());
-        let candidate = Candidate::new(store, Arc::new(network), Arc::new(SystemClock), settings.name, address);
+        let candidate = Candidate::new(store, Arc::new(network), Arc::new(SystemClock), settings.name, address)
+            .limited_to(settings.limits);
         let interface = {
             let incoming = tonic::transport::server::TcpIncoming::from(listener);
             let mut stop = stop.clone();

@@ -28,10 +28,18 @@ pub(super) enum Ask {
     Retry(RunId, oneshot::Sender<Result<(), Refusal>>),
     Cancel(RunId, oneshot::Sender<Result<(), Refusal>>),
     /// `None`: no such run.
-    IsActive(RunId, oneshot::Sender<Option<bool>>),
+    Look(RunId, oneshot::Sender<Option<Glance>>),
     Runs(oneshot::Sender<Vec<api::Run>>),
     Workers(oneshot::Sender<Vec<api::Worker>>),
     Drain(WorkerId, oneshot::Sender<Result<(), Refusal>>),
+}
+
+/// A run as somebody who watches it sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Glance {
+    pub(super) active: bool,
+    /// What it waits for that is not there.
+    pub(super) waits: Vec<String>,
 }
 
 /// Why the leader will not.
@@ -159,7 +167,7 @@ impl coordinator_server::Coordinator for Interface {
 
     async fn watch(&self, request: Request<api::WatchRequest>) -> Result<Response<Watched>, Status> {
         let run = RunId(request.into_inner().run);
-        if self.ask(|reply| Ask::IsActive(run.clone(), reply)).await?.is_none() {
+        if self.ask(|reply| Ask::Look(run.clone(), reply)).await?.is_none() {
             return Err(Refusal::NoRun(run).into());
         }
         let (asks, progress) = self.leading()?;
@@ -201,12 +209,12 @@ async fn follow(
     told: mpsc::Sender<Result<api::WatchReply, Status>>,
 ) {
     let mut records = Records::of_run(store, &run, "watcher");
-    let mut finished = false;
+    let (mut finished, mut waits) = (false, Vec::new());
     loop {
         // Asked before the journal is read: whoever ends afterwards has its last record in the next round.
         let (reply, active) = oneshot::channel();
-        let asked = asks.send(Ask::IsActive(run.clone(), reply)).await.is_ok();
-        let active = asked && active.await.ok().flatten() == Some(true);
+        let asked = asks.send(Ask::Look(run.clone(), reply)).await.is_ok();
+        let glance = if asked { active.await.ok().flatten().unwrap_or_default() } else { Glance::default() };
         let new = match records.follow().await {
             Ok(new) => new,
             Err(error) => return drop(told.send(Err(Status::unavailable(error.to_string()))).await),
@@ -222,7 +230,14 @@ async fn follow(
         if !asked {
             return drop(told.send(Err(nobody())).await);
         }
-        if !active {
+        if glance.active && glance.waits != waits {
+            waits = glance.waits;
+            let reply = api::WatchReply { what: Some(What::Waits(api::Waits { stages: waits.clone() })) };
+            if told.send(Ok(reply)).await.is_err() {
+                return;
+            }
+        }
+        if !glance.active {
             if !finished {
                 let what = format!("run {run} cannot be driven on; the log of the coordinator that led says why");
                 let _ = told.send(Err(Status::failed_precondition(what))).await;

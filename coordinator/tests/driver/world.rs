@@ -7,12 +7,12 @@ use rallrec_core::{
     ids::{RunId, StageName, TimeMs, WorkerId},
     key::{Key, KeyFields},
     kind::{Mode, StageKind},
-    lane::Lane,
+    lane::{Lane, Room},
     params::StageParams,
     plan::{Need, Plan, PlannedStage, Resources, Retry},
     rng::row_rng,
     run::{Event, JournalRecord},
-    task::{ArtifactSummary, FailureClass, Outcome, Progress, TaskOffer, TaskReport},
+    task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_proto::{decode_offer, encode_report};
 use rallrec_queue::{CoordinatorEnd, MemoryQueue, WorkerEnd};
@@ -207,6 +207,7 @@ impl Process {
                     Notice::Progress(_) => "progress",
                     Notice::State(_) => "state",
                     Notice::InVain(_) => "in vain",
+                    Notice::Obeys(_) => "limits",
                 });
             }),
         };
@@ -250,7 +251,7 @@ async fn worker(
     mut temper: Temper,
 ) {
     let mut life = 0;
-    let lanes = [Lane { pool: "cpu".into(), model: None }];
+    let lanes = [Lane { pool: "cpu".into(), model: None, least: Room::default(), wanted: Room::default() }];
     while let Ok(Some(delivery)) = queue.claim(&lanes).await {
         let offer = decode_offer(delivery.payload()).unwrap();
         let worker = WorkerId(format!("slot{slot}.{life}"));
@@ -281,10 +282,20 @@ async fn worker(
         let goes_wrong = rng.next_u32() % 100 < temper.faults;
         match rng.next_u32() % 4 {
             _ if temper.poisoned.as_ref() == Some(&offer.key) => {
-                let _ = say(Outcome::Failed { class: FailureClass::Permanent, message: "row 7 is bad".into() }).await;
+                let _ = say(Outcome::Failed {
+                    class: FailureClass::Permanent,
+                    message: "row 7 is bad".into(),
+                    needed: MemoryMb::default(),
+                })
+                .await;
             }
             0 if goes_wrong => {
-                let _ = say(Outcome::Failed { class: FailureClass::Transient, message: "drawn".into() }).await;
+                let _ = say(Outcome::Failed {
+                    class: FailureClass::Transient,
+                    message: "drawn".into(),
+                    needed: MemoryMb::default(),
+                })
+                .await;
             }
             // Given back: another slot runs the same attempt.
             1 if goes_wrong => continue,
@@ -352,7 +363,7 @@ fn stage(position: u32, kind: StageKind, needs: Vec<Need>, shard_rows: Option<u6
         model: None,
         data: None,
         shard_rows,
-        resources: Resources { pool: "cpu".into(), memory_mb: 1 },
+        resources: Resources::new("cpu", 1),
         retry: Retry { max_attempts: 50, backoff_ms: 1000 },
         seed,
         max_bad_rows: 0,

@@ -1,6 +1,7 @@
 //! Holds the promises against what happened: some at every record of a journal, the rest when everything has ended.
 
 use crate::{
+    cluster::LIMIT,
     objects::{Shared, is_run_journal},
     plans::MAX_ATTEMPTS,
     worker::{tables, value},
@@ -11,6 +12,7 @@ use rallrec_coordinator::cluster::ClusterRecord;
 use rallrec_core::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
     key::Key,
+    plan::Plan,
     run::{Event, JournalRecord, Next, Phase, RunOutcome, RunState, Snapshot},
     task::{FailureClass, TaskOffer},
 };
@@ -33,6 +35,8 @@ pub(crate) struct WorkerEntry {
     node: Arc<Node>,
     /// What it is at, and since when.
     pub(crate) board: Mutex<BTreeMap<(RunId, TaskId, Attempt), Instant>>,
+    /// What its machine has.
+    pub(crate) memory_mb: u64,
     /// Whether it said goodbye.
     pub(crate) left: AtomicBool,
 }
@@ -54,6 +58,9 @@ struct Told {
     dispatched: BTreeSet<(RunId, TaskId, Attempt)>,
     second: BTreeSet<(RunId, TaskId, Attempt)>,
     started: BTreeMap<RunId, TimeMs>,
+    plans: BTreeMap<RunId, Plan>,
+    /// Handed out, and whether a worker has begun.
+    out: BTreeMap<(RunId, TaskId), bool>,
     done: BTreeSet<(RunId, TaskId)>,
     offers: BTreeMap<Key, TaskOffer>,
     firsts: BTreeMap<Key, BTreeSet<(RunId, Attempt)>>,
@@ -94,9 +101,9 @@ impl History {
         Figures { terms: told.terms.len() as u64, ..told.figures }
     }
 
-    pub(crate) fn worker(&self, id: &WorkerId, node: &Arc<Node>) -> Arc<WorkerEntry> {
-        let entry =
-            Arc::new(WorkerEntry { node: Arc::clone(node), board: Mutex::default(), left: AtomicBool::new(false) });
+    pub(crate) fn worker(&self, id: &WorkerId, node: &Arc<Node>, memory_mb: u64) -> Arc<WorkerEntry> {
+        let (board, left) = Default::default();
+        let entry = Arc::new(WorkerEntry { node: Arc::clone(node), board, memory_mb, left });
         lock(&self.told).workers.insert(id.clone(), Arc::clone(&entry));
         entry
     }
@@ -117,6 +124,11 @@ impl History {
         };
         if told.workers.get(worker).is_some_and(at_it) {
             self.world.violate(format!("{worker} begins {} {} beside itself", offer.run, offer.task));
+        }
+        let stage = told.plans.get(&offer.run).map(|plan| &plan.stages[offer.task.stage as usize]);
+        let needed = stage.map(|stage| stage.resources.memory_mb);
+        if needed.is_none_or(|needed| needed > told.workers[worker].memory_mb) {
+            self.world.violate(format!("{} {} needs {needed:?} MiB, which {worker} lacks", offer.run, offer.task));
         }
         told.offers.insert(offer.key.clone(), offer.clone());
     }
@@ -187,7 +199,8 @@ impl History {
             }
         } else if is_run_journal(path) {
             told.figures.records += 1;
-            let term = told.terms.iter().rposition(|leader| *leader == writer).unwrap_or(0);
+            // As the record says: a coordinator may lead twice, and a put of its first term land in its second.
+            let term = line.rsplit_once(" term ").unwrap().1.parse().unwrap();
             let run = path.parts().nth(1).unwrap().as_ref().to_owned();
             let wrote = told.wrote.entry(run.clone()).or_insert(term);
             if *wrote > term {
@@ -219,6 +232,7 @@ fn brief(event: &Event) -> String {
 impl Told {
     /// An event was journaled.
     fn happened(&mut self, world: &World, run: &RunId, event: &Event) {
+        self.count_out(world, run, event);
         match event {
             Event::RunStarted { at, .. } => drop(self.started.insert(run.clone(), *at)),
             Event::RunFinished { at, .. } => {
@@ -249,15 +263,42 @@ impl Told {
                 }
                 let own = self.own_failures.get(&(run.clone(), *task)).map_or(0, BTreeSet::len);
                 match (class, next) {
-                    (FailureClass::Permanent | FailureClass::Resource, _) => {
+                    (FailureClass::Permanent, _) => {
                         world.violate(format!("{run} {task} failed for good, and nothing is wrong with it: {message}"));
                     }
-                    (FailureClass::Transient, Next::GiveUp) if own < MAX_ATTEMPTS as usize => {
+                    (FailureClass::Transient | FailureClass::Resource, Next::GiveUp) if own < MAX_ATTEMPTS as usize => {
                         world.violate(format!("{run} {task} was given up after {own} failures of its own: {message}"));
                     }
                     _ => {}
                 }
             }
+            _ => {}
+        }
+    }
+
+    /// Named limits hold.
+    fn count_out(&mut self, world: &World, run: &RunId, event: &Event) {
+        match event {
+            Event::RunStarted { plan, .. } => drop(self.plans.insert(run.clone(), (**plan).clone())),
+            Event::TaskDispatched { task, .. } => {
+                self.out.insert((run.clone(), *task), false);
+                for (name, most) in &self.plans[run].stages[task.stage as usize].resources.limits {
+                    let limited = |(of, task): &&(RunId, TaskId)| {
+                        self.plans[of].stages[task.stage as usize].resources.limits.contains_key(name)
+                    };
+                    let out = self.out.keys().filter(limited).count();
+                    let mine = self.out.keys().filter(limited).filter(|(of, _)| of == run).count();
+                    if mine > *most as usize || out > LIMIT as usize {
+                        world.violate(format!("{mine} tasks of limit {name} of {run} are out, {out} of all runs"));
+                    }
+                }
+            }
+            Event::TaskStarted { task, .. } => drop(self.out.insert((run.clone(), *task), true)),
+            Event::TaskCommitted { task, .. } | Event::TaskFailed { task, .. } => {
+                self.out.remove(&(run.clone(), *task));
+            }
+            Event::RunResumed { .. } => self.out.retain(|(of, _), _| of != run),
+            Event::CancelRequested { .. } => self.out.retain(|(of, _), begun| of != run || *begun),
             _ => {}
         }
     }

@@ -30,6 +30,12 @@ const WORKERS: usize = 3;
 /// Records of a run between its snapshots: few, so that nearly every take-over goes on from one.
 const SNAPSHOT_RECORDS: u64 = 3;
 
+/// What the machines of the workers have; plans ask for up to 8.
+const MEMORY_GIB: [u64; WORKERS] = [16, 8, 2];
+
+/// The named limit of every plan, over all runs.
+pub(crate) const LIMIT: u32 = 2;
+
 /// Longest storm.
 const STORM: Duration = Duration::from_secs(180);
 
@@ -139,6 +145,7 @@ impl Cluster {
                 let history = Arc::clone(&self.shared.history);
                 let clock = Arc::new(NodeClock(Arc::clone(&node)));
                 let candidate = Candidate::new(store, link.clone(), clock, node.name.clone(), address.clone())
+                    .limited_to([("judge".to_owned(), LIMIT)].into())
                     .watched_by(Arc::new(move |state| history.seen(state)))
                     .with_snapshots_every(SNAPSHOT_RECORDS);
                 lock(&self.directory).insert(address.clone(), Arc::new(candidate.interface()));
@@ -173,7 +180,7 @@ impl Cluster {
             *lock(&self.workers[place].node) = Some(Arc::clone(&node));
             *lock(&self.workers[place].drain) = Arc::clone(&drain);
             let store = self.store(&node).await;
-            let worker = Worker::new(&node, &self.server, store, &self.shared.history, &drain);
+            let worker = Worker::new(&node, &self.server, store, &self.shared.history, &drain, MEMORY_GIB[place]);
             tokio::select! {
                 biased;
                 () = node.died() => {}

@@ -37,6 +37,7 @@ pub(crate) enum Fault {
     WorkerSlow,
     WorkerDrained,
     TaskFailed,
+    TaskOutgrown,
     RunCancelled,
     WorkerCrawls,
 }
@@ -45,7 +46,7 @@ use Fault::*;
 
 /// Every fault, with how often it happens where a seed has it: in a million opportunities of those that calls and words
 /// give, else as a weight among those that strike from time to time.
-const TABLE: [(Fault, u32); 33] = [
+const TABLE: [(Fault, u32); 34] = [
     (WordDropped, 150_000),
     (WordDelayed, 200_000),
     (WordDoubled, 100_000),
@@ -77,6 +78,7 @@ const TABLE: [(Fault, u32); 33] = [
     (WorkerSlow, 100_000),
     (WorkerDrained, 2),
     (TaskFailed, 50_000),
+    (TaskOutgrown, 30_000),
     (RunCancelled, 100_000),
     (WorkerCrawls, 3),
 ];

@@ -44,6 +44,14 @@ pub(crate) fn plan(seed: u64, number: u64) -> Plan {
         ),
         stage(5, StageKind::Report, vec![need(4, "rows", Mode::Whole)], None, None),
     ];
+    // Each of these can be had of some workers and not of others, and the limit of two stages.
+    for at in [1, 2, 3] {
+        stages[at].resources.memory_mb = [1024, 4096, 8192][between(0, 2) as usize];
+    }
+    let at_once = between(1, 3) as u32;
+    for at in [2, 4] {
+        stages[at].resources.limits = [("judge".to_owned(), at_once)].into();
+    }
     // What a data set makes of its seed: see the workers.
     stages[0].seed = items << 32 | samples;
     Plan { version: 1, pipeline: format!("simulated {number}"), stages }
@@ -91,7 +99,7 @@ fn stage(
         model,
         data: None,
         shard_rows,
-        resources: Resources { pool: "cpu".into(), memory_mb: 1 },
+        resources: Resources::new("cpu", 1),
         retry: Retry { max_attempts: MAX_ATTEMPTS, backoff_ms: 1000 },
         seed: 0,
         max_bad_rows: 0,

@@ -17,7 +17,7 @@ use rallrec_core::{
     ids::{RowRange, TimeMs, WorkerId},
     kind::StageKind,
     lane::Lane,
-    task::{FailureClass, Outcome, Progress, TaskOffer, TaskReport},
+    task::{FailureClass, MemoryMb, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_proto::{BeatMessage, decode_offer, decode_order, encode_beat, encode_report};
 use rallrec_store::{ArtifactWriter, Committed, Producer, Store, StoreError};
@@ -68,11 +68,12 @@ impl Worker {
         store: Store,
         history: &Arc<History>,
         drain: &Arc<AtomicBool>,
+        memory_gib: u64,
     ) -> Self {
         let id = WorkerId(node.name.clone());
         let slots = node.world.between(1, 2) as u32;
         Self {
-            entry: history.worker(&id, node),
+            entry: history.worker(&id, node, memory_gib * 1024),
             node: Arc::clone(node),
             server: Arc::clone(server),
             store,
@@ -149,7 +150,7 @@ impl Worker {
             host: "simulated".into(),
             pool: "cpu".into(),
             slots: self.slots,
-            memory_mb: 1,
+            memory_mb: self.entry.memory_mb,
             gpu_memory_mb: None,
             models: BTreeSet::new(),
             draining,
@@ -185,7 +186,7 @@ impl Worker {
         lock(&self.entry.board).insert(name.clone(), Instant::now());
         self.report(&offer, Outcome::Started).await;
         let outcome = self.attempt(&offer, &claimed).await;
-        if let Outcome::Failed { class: FailureClass::Transient, .. } = outcome {
+        if let Outcome::Failed { class: FailureClass::Transient | FailureClass::Resource, .. } = outcome {
             self.history.failed_by_itself(&offer);
         }
         if let Outcome::Committed { first, .. } = outcome {
@@ -209,7 +210,7 @@ impl Worker {
 
     async fn attempt(&self, offer: &TaskOffer, claimed: &Message) -> Outcome {
         let world = &self.node.world;
-        let failed = |class, message: String| Outcome::Failed { class, message };
+        let failed = |class, message: String| Outcome::Failed { class, message, needed: MemoryMb::default() };
         // Stages of one task have nobody to be compared with, so a test that has no other fault leaves them alone.
         let crawls = self.node.is_crawling() && (offer.rows.is_some() || !world.profile.one_crawls);
         let ms = match crawls {
@@ -239,6 +240,12 @@ impl Worker {
         }
         if world.fires(Fault::TaskFailed) {
             return failed(FailureClass::Transient, "drawn".into());
+        }
+        if world.fires(Fault::TaskOutgrown) {
+            // Every other time it knows that it needs more than there is.
+            let host = world.between(0, 1) * (self.entry.memory_mb + 1);
+            let message = "out of memory, as drawn".into();
+            return Outcome::Failed { class: FailureClass::Resource, message, needed: MemoryMb { host, gpu: 0 } };
         }
         match self.commit(offer, ms).await {
             Ok(committed) => Outcome::Committed { summary: committed.manifest.summary(), first: committed.first },

@@ -7,7 +7,7 @@ use rallrec_core::{
     lane::Lane,
     plan::Plan,
     run::Event,
-    task::Outcome,
+    task::{MemoryMb, Outcome},
 };
 use rallrec_queue::{MemoryQueue, QueueError};
 use rallrec_stages::{Cancel, Device, ModelCache};
@@ -70,6 +70,7 @@ impl Session {
             sources: Arc::new(places.into_iter().collect::<SourcePaths>()),
             cancel: Cancel::default(),
             board: Board::default(),
+            memory: MemoryMb::default(),
             progress_every: PROGRESS_EVERY,
             words: None,
         };
@@ -101,10 +102,10 @@ impl Session {
         ended
     }
 
-    /// Every lane of the plan, in its order.
+    /// Every lane of the plan, in its order; whatever a task needs, this machine is all that there is.
     fn lanes(&self) -> Vec<Lane> {
         let mut lanes: Vec<Lane> = Vec::new();
-        for lane in self.plan.stages.iter().map(Lane::of) {
+        for lane in self.plan.stages.iter().map(|stage| Lane::of(stage).anywhere()) {
             if !lanes.contains(&lane) {
                 lanes.push(lane);
             }
@@ -153,7 +154,7 @@ fn show(view: &mut RunView, notice: Notice<'_>) {
             }
         }
         // The view counts from the events itself: it also shows what is inside a task.
-        Notice::State(_) | Notice::InVain(_) => {}
+        Notice::State(_) | Notice::InVain(_) | Notice::Obeys(_) => {}
     }
 }
 

@@ -109,6 +109,9 @@ pub fn pin(
             None => catalogued(declared.role, declared.source, sources, absent, on)?,
         };
         check_sha256(&declared, &digest)?;
+        if let (Role::Model, Some(bytes)) = (declared.role, bytes_of(&place)) {
+            pinned.pins.model_bytes.insert(declared.name.to_owned(), bytes);
+        }
         pinned.places.insert(digest.clone(), place);
         let digests = match declared.role {
             Role::Model => &mut pinned.pins.models,
@@ -118,6 +121,18 @@ pub fn pin(
     }
     cache.save();
     Ok(pinned)
+}
+
+/// Bytes of a file, or of a folder's files; `None` when they are not there to be counted.
+fn bytes_of(place: &Path) -> Option<u64> {
+    let there = fs::metadata(place).ok()?;
+    if there.is_file() {
+        return Some(there.len());
+    }
+    fs::read_dir(place).ok()?.try_fold(0, |bytes, entry| {
+        let entry = fs::metadata(entry.ok()?.path()).ok()?;
+        Some(if entry.is_file() { bytes + entry.len() } else { bytes })
+    })
 }
 
 /// Holds a source against the SHA-256 that the pipeline wants it to have.

@@ -13,6 +13,7 @@ use rallrec_core::{
 };
 use rallrec_store::Store;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// One stage, as `plan --json` prints it.
 #[derive(Debug, Serialize)]
@@ -21,6 +22,9 @@ struct StageLine {
     preview: StagePreview,
     /// Stages that it reads.
     needs: Vec<String>,
+    /// Its named limits: tasks that are handed out at once, of all stages that name one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    limits: BTreeMap<String, u32>,
     /// Why it is not reused as a whole; empty when it is.
     why: Vec<String>,
 }
@@ -83,7 +87,7 @@ fn lines(plan: &Plan, previews: Vec<StagePreview>, earlier: Option<&(RunId, Plan
                     changes => changes.iter().map(ToString::to_string).collect(),
                 },
             };
-            StageLine { preview, needs, why }
+            StageLine { preview, needs, limits: stage.resources.limits.clone(), why }
         })
         .collect()
 }
@@ -106,11 +110,12 @@ fn text(plan: &Plan, lines: &PlanLines<'_>, color: bool) -> Vec<String> {
             marked(color, Mark::Dim, &format!("  (also needs {})", also.join(", ")))
         };
         out.push(format!(
-            "{}{}{pad}{:<9} {}{also}",
+            "{}{}{pad}{:<9} {}{also}{}",
             line.lead,
             stage.name,
             stage.kind.to_string(),
-            state(&info.preview, color)
+            state(&info.preview, color),
+            limits(&info.limits, color)
         ));
         // A reason that holds for a whole branch is said once, at its top.
         if !info.why.is_empty() && said != Some(&info.why) {
@@ -121,6 +126,15 @@ fn text(plan: &Plan, lines: &PlanLines<'_>, color: bool) -> Vec<String> {
         }
     }
     out
+}
+
+/// `  (at most 4 of judge at once)`.
+fn limits(limits: &BTreeMap<String, u32>, color: bool) -> String {
+    if limits.is_empty() {
+        return String::new();
+    }
+    let each: Vec<String> = limits.iter().map(|(name, most)| format!("{most} of {name}")).collect();
+    marked(color, Mark::Dim, &format!("  (at most {} at once)", each.join(", ")))
 }
 
 fn headline(lines: &PlanLines<'_>) -> String {

@@ -127,7 +127,7 @@ stages:
     fn plan() -> Plan {
         let pipeline = compile("p.yaml", PIPELINE, &[]).unwrap();
         let pin = |name: &str| [(name.to_owned(), "00".to_owned())].into();
-        Plan::new(&pipeline, &Pins { models: pin("llm"), data: pin("ratings") }).unwrap()
+        Plan::new(&pipeline, &Pins { models: pin("llm"), data: pin("ratings"), ..Pins::default() }).unwrap()
     }
 
     async fn commit(store: &Store, stage: &PlannedStage, range: Option<RowRange>, table: &str, rows: usize) {

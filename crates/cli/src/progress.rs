@@ -195,6 +195,7 @@ impl RunProgress {
             | Event::TaskMissing { .. }
             | Event::TaskDispatched { .. }
             | Event::TaskDoubled { .. }
+            | Event::StageOutgrown { .. }
             | Event::CancelRequested { .. }
             | Event::RunFinished { .. } => None,
         }
@@ -246,7 +247,7 @@ mod tests {
             model: None,
             data: None,
             shard_rows,
-            resources: Resources { pool: "cpu".into(), memory_mb: 1 },
+            resources: Resources::new("cpu", 1),
             retry: Retry { max_attempts: 1, backoff_ms: 0 },
             seed: 0,
             max_bad_rows: 0,

@@ -1,10 +1,15 @@
 //! The fleet: which workers there are, which lanes each should ask, how many tasks of a lane each run may have out.
 //!
-//! Pure: beats, demands and the time come in; who is lost, orders and grants come out. A worker keeps its lane while there
-//! is work in it, so that its model stays in memory. Slots of a lane are shared by the runs that wait on it: the highest
-//! priority first, equals by their weights, and what one does not need goes to the others. A slot that nothing waits for may
-//! have a second attempt (`spare`). Deliberately not here: what becomes of a lost worker's tasks (each run's own matter,
-//! [`crate::run`]), and sending anything.
+//! Pure: beats, demands and the time come in; who is lost, orders and grants come out. Which worker asks which lanes is
+//! `place`'s. Slots of a lane are shared by the runs that wait on it: the highest priority first, equals by their weights,
+//! and what one does not need goes to the others. A slot that nothing waits for may have a second attempt (`spare`).
+//! Deliberately not here: what becomes of a lost worker's tasks (each run's own matter, [`crate::run`]), and sending anything.
+
+mod limits;
+mod place;
+
+pub use limits::{Claim, RunClaims, allot};
+pub use place::Wait;
 
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
@@ -187,75 +192,6 @@ impl Fleet {
         self.members.get(worker)
     }
 
-    /// Gives each worker its lanes. Returns those whose lanes changed.
-    pub fn assign(&mut self, demands: &Demands) -> Vec<WorkerId> {
-        let backlog = backlog(demands);
-        let pools: BTreeSet<String> = self.members.values().map(|m| m.beat.pool.clone()).collect();
-        let mut changed = Vec::new();
-        for pool in pools {
-            let wanted: BTreeMap<&Lane, &Wanted> =
-                backlog.iter().filter(|(lane, _)| lane.pool == pool && lane.model.is_some()).collect();
-            let chosen = self.models_of_pool(&pool, &wanted);
-            for (worker, lane) in chosen {
-                let any = Lane { pool: pool.clone(), model: None };
-                let lanes: Vec<Lane> = lane.into_iter().chain([any]).collect();
-                let Some(member) = self.members.get_mut(&worker) else { continue };
-                if member.lanes != lanes {
-                    member.lanes = lanes;
-                    changed.push(worker);
-                }
-            }
-        }
-        changed
-    }
-
-    /// The model lane of each worker of a pool.
-    fn models_of_pool(&self, pool: &str, wanted: &BTreeMap<&Lane, &Wanted>) -> BTreeMap<WorkerId, Option<Lane>> {
-        let mut chosen: BTreeMap<WorkerId, Option<Lane>> = BTreeMap::new();
-        let mut serving: BTreeMap<&Lane, u32> = wanted.keys().map(|lane| (*lane, 0)).collect();
-        let members = || self.members.values().filter(|m| m.beat.pool == pool && !m.is_draining());
-        for member in members() {
-            let kept = member.lanes.first().filter(|lane| lane.model.is_some() && wanted.contains_key(lane)).cloned();
-            if let Some(count) = kept.as_ref().and_then(|lane| serving.get_mut(lane)) {
-                *count += 1;
-            }
-            chosen.insert(member.beat.worker.clone(), kept);
-        }
-        // Who has no lane takes the neediest, and of equals one whose model it has in memory.
-        for member in members() {
-            let worker = &member.beat.worker;
-            if chosen.get(worker).is_some_and(Option::is_some) {
-                continue;
-            }
-            let need = |lane: &&Lane| {
-                let Wanted { priority, tasks } = *wanted[*lane];
-                let loaded = lane.model.as_ref().is_some_and(|model| member.beat.models.contains(model));
-                let unserved = serving[*lane] == 0;
-                (priority, unserved, loaded, tasks / u64::from(serving[*lane] + 1))
-            };
-            let lane = serving.keys().copied().max_by_key(need).cloned();
-            if let Some(count) = lane.as_ref().and_then(|lane| serving.get_mut(lane)) {
-                *count += 1;
-            }
-            chosen.insert(worker.clone(), lane);
-        }
-        // A lane that nobody asks gets a worker of the lane that has most workers for its work.
-        while let Some(idle) = serving.iter().filter(|(_, n)| **n == 0).map(|(lane, _)| *lane).next().cloned() {
-            let spare = serving.iter().filter(|(_, n)| **n >= 2);
-            let Some((rich, _)) = spare.min_by_key(|(lane, n)| wanted[*lane].tasks / u64::from(**n)) else { break };
-            let rich: Lane = (*rich).clone();
-            let Some(mover) = chosen.iter().find(|(_, lane)| lane.as_ref() == Some(&rich)).map(|(w, _)| w.clone())
-            else {
-                break;
-            };
-            for (lane, n) in &mut serving {
-                *n = if **lane == rich { *n - 1 } else { *n + u32::from(**lane == idle) };
-            }
-            chosen.insert(mover, Some(idle));
-        }
-        chosen
-    }
-
     /// Slots that ask a lane.
     pub fn slots(&self, lane: &Lane) -> u32 {
         let asks = |member: &&Member| !member.is_draining() && member.lanes.contains(lane);
@@ -284,49 +220,37 @@ impl Member {
     }
 }
 
-/// What all runs together want of a lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Wanted {
-    /// The highest of those that want it.
-    priority: i32,
-    tasks: u64,
-}
-
-fn backlog(demands: &Demands) -> BTreeMap<Lane, Wanted> {
-    let mut backlog: BTreeMap<Lane, Wanted> = BTreeMap::new();
-    for run in demands.values() {
-        for (lane, demand) in run.lanes.iter().filter(|(_, d)| d.waiting + u64::from(d.handed_out) > 0) {
-            let wanted = backlog.entry(lane.clone()).or_insert(Wanted { priority: run.priority, tasks: 0 });
-            wanted.priority = wanted.priority.max(run.priority);
-            wanted.tasks += demand.waiting + u64::from(demand.handed_out);
-        }
-    }
-    backlog
-}
-
-/// Shares `places` of a lane: by priority, then in rounds by weight, to nobody more than it can use.
-fn share<'a>(lane: &Lane, mut places: u32, demands: &'a Demands) -> BTreeMap<&'a RunId, u32> {
-    let mut shares = BTreeMap::new();
+/// Shares `places` of a lane among the runs that can use them.
+fn share<'a>(lane: &Lane, places: u32, demands: &'a Demands) -> BTreeMap<&'a RunId, u32> {
     let uses = |run: &RunDemand| {
         let demand = run.lanes.get(lane).copied().unwrap_or_default();
         u32::try_from(demand.waiting + u64::from(demand.handed_out)).unwrap_or(u32::MAX)
     };
-    let priorities: BTreeSet<i32> = demands.values().map(|run| run.priority).collect();
+    share_out(places, demands.iter().map(|(id, run)| (id, run.priority, run.weight, uses(run))))
+}
+
+/// Shares `places` among runs, each with its priority, its weight and what it can use: by priority, then in rounds by
+/// weight, to nobody more than it can use.
+fn share_out<'a>(mut places: u32, runs: impl Iterator<Item = (&'a RunId, i32, u32, u32)>) -> BTreeMap<&'a RunId, u32> {
+    let runs: Vec<_> = runs.collect();
+    let mut shares: BTreeMap<&RunId, u32> = BTreeMap::new();
+    let priorities: BTreeSet<i32> = runs.iter().map(|(_, priority, ..)| *priority).collect();
     for priority in priorities.into_iter().rev() {
-        let mut hungry: Vec<(&RunId, &RunDemand)> =
-            demands.iter().filter(|(_, run)| run.priority == priority && uses(run) > 0).collect();
+        let of_priority = runs.iter().filter(|(_, of, _, uses)| *of == priority && *uses > 0);
+        let mut hungry: Vec<(&RunId, u64, u32)> =
+            of_priority.map(|(id, _, weight, uses)| (*id, u64::from((*weight).max(1)), *uses)).collect();
         while places > 0 && !hungry.is_empty() {
-            let weights: u64 = hungry.iter().map(|(_, run)| u64::from(run.weight.max(1))).sum();
+            let weights: u64 = hungry.iter().map(|(_, weight, _)| weight).sum();
             let round = places;
-            for (id, run) in &hungry {
+            for (id, weight, uses) in &hungry {
                 // Rounded up, so that every round gives something; the first ones get the odd places.
-                let fair = (u64::from(round) * u64::from(run.weight.max(1))).div_ceil(weights) as u32;
+                let fair = (u64::from(round) * weight).div_ceil(weights) as u32;
                 let share: &mut u32 = shares.entry(*id).or_default();
-                let given = fair.min(uses(run) - *share).min(places);
+                let given = fair.min(uses - *share).min(places);
                 *share += given;
                 places -= given;
             }
-            hungry.retain(|(id, run)| shares.get(*id).copied().unwrap_or(0) < uses(run));
+            hungry.retain(|(id, _, uses)| shares.get(id).copied().unwrap_or(0) < *uses);
         }
     }
     shares

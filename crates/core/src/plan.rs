@@ -32,6 +32,7 @@ use crate::{
     params::StageParams,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A named source with the digest of its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,8 +64,31 @@ pub struct Need {
 pub struct Resources {
     /// Pool of workers.
     pub pool: String,
-    /// Host memory.
+    /// Host memory, in MiB.
     pub memory_mb: u64,
+    /// Memory of the accelerator, in MiB; `None` where the pipeline does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_mb: Option<u64>,
+    /// What the stage's model takes of the accelerator, as far as its size is known: [`gpu_estimate_mb`]. A wish, not a
+    /// demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_estimate_mb: Option<u64>,
+    /// Named limits: of each, how many tasks of stages that name it are handed out at once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, u32>,
+}
+
+impl Resources {
+    /// A pool, and memory of the host in MiB.
+    pub fn new(pool: impl Into<String>, memory_mb: u64) -> Self {
+        Self { pool: pool.into(), memory_mb, gpu_memory_mb: None, gpu_estimate_mb: None, limits: BTreeMap::new() }
+    }
+}
+
+/// What a model of so many bytes takes of an accelerator, in MiB: its files, a quarter more for what is computed at once,
+/// and 2 GiB for caches and the driver. Rough: files of quantized weights grow when they are loaded.
+pub fn gpu_estimate_mb(model_bytes: u64) -> u64 {
+    model_bytes.div_ceil(1 << 20).saturating_mul(5) / 4 + 2048
 }
 
 /// When and how often a failed task is tried again.

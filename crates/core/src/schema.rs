@@ -45,6 +45,12 @@ pub fn json_schema() -> Value {
             },
             "models": sources("Language models, by name.", "model"),
             "data": sources("Data sets, by name.", "source"),
+            "limits": {
+                "type": ["object", "null"],
+                "description": "Named limits: how many tasks of stages that name one are handed out at once.",
+                "propertyNames": { "pattern": NAME },
+                "additionalProperties": { "anyOf": [{ "type": "integer", "minimum": bound(bounds::LIMIT.0), "maximum": bound(bounds::LIMIT.1) }, placeholder()] }
+            },
             "stages": {
                 "type": "object",
                 "description": "The stages, by name.",
@@ -124,7 +130,12 @@ fn stage(kinds: &[KindInfo]) -> Value {
                 "additionalProperties": false,
                 "properties": {
                     "pool": { "anyOf": [{ "type": "string", "pattern": NAME }, placeholder()], "default": "cpu", "description": "Pool of workers." },
-                    "memory_mb": number("integer", bounds::MEMORY_MB, 2048, "Host memory, in MiB.")
+                    "memory_mb": number("integer", bounds::MEMORY_MB, 2048, "Host memory, in MiB."),
+                    "gpu_memory_mb": {
+                        "anyOf": [{ "type": "integer", "minimum": bound(bounds::GPU_MEMORY_MB.0), "maximum": bound(bounds::GPU_MEMORY_MB.1) }, placeholder()],
+                        "description": "Memory of the accelerator, in MiB; without it, an estimate from the model's size is preferred and not demanded."
+                    },
+                    "limits": { "type": "array", "items": { "type": "string" }, "description": "Names under `limits`." }
                 }
             },
             "retry": {

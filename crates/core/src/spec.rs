@@ -42,6 +42,9 @@ pub(crate) mod bounds {
     pub(crate) const SEED: (f64, f64) = (0.0, 9_007_199_254_740_992.0);
     pub(crate) const SHARD_ROWS: (f64, f64) = (1.0, 1e9);
     pub(crate) const MEMORY_MB: (f64, f64) = (1.0, 16_777_216.0);
+    /// 0 says that the stage needs none, whatever its model seems to take.
+    pub(crate) const GPU_MEMORY_MB: (f64, f64) = (0.0, 16_777_216.0);
+    pub(crate) const LIMIT: (f64, f64) = (1.0, 1_000_000.0);
     pub(crate) const MAX_ATTEMPTS: (f64, f64) = (1.0, 100.0);
     pub(crate) const BACKOFF_MS: (f64, f64) = (0.0, 300_000.0);
     pub(crate) const BAD_ROWS: (f64, f64) = (0.0, 1e12);

@@ -168,7 +168,19 @@ pub enum Outcome {
         class: FailureClass,
         /// What happened, with the row if one is at fault, and what to do.
         message: String,
+        /// Memory that it needed, when it ran out of it.
+        #[serde(default)]
+        needed: MemoryMb,
     },
+}
+
+/// Memory of a machine, in MiB; 0 where nothing is said of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryMb {
+    /// Of the host.
+    pub host: u64,
+    /// Of the accelerator.
+    pub gpu: u64,
 }
 
 /// A worker's word on one attempt.

@@ -27,6 +27,7 @@ fn pins() -> Pins {
     Pins {
         models: [("llm".to_owned(), "m0".to_owned()), ("own".to_owned(), "m0".to_owned())].into(),
         data: [("ratings".to_owned(), "d0".to_owned())].into(),
+        ..Pins::default()
     }
 }
 

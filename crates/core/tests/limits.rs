@@ -28,7 +28,8 @@ fn large(stages: usize) -> String {
 fn twenty_thousand_stages_compile_and_plan() {
     let pipeline = compile("large.yaml", &large(20_000), &[]).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(pipeline.stages.len(), 20_001);
-    let pins = Pins { models: [("llm".into(), "m".into())].into(), data: [("ratings".into(), "d".into())].into() };
+    let (models, data) = ([("llm".into(), "m".into())].into(), [("ratings".into(), "d".into())].into());
+    let pins = Pins { models, data, ..Pins::default() };
     assert_eq!(Plan::new(&pipeline, &pins).unwrap().stages.len(), 20_001);
 }
 

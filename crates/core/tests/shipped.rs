@@ -31,6 +31,7 @@ fn pins(pipeline: &Pipeline) -> Pins {
     Pins {
         models: pipeline.models.iter().map(|m| digest(&m.name)).collect(),
         data: pipeline.data.iter().map(|s| digest(&s.name)).collect(),
+        ..Pins::default()
     }
 }
 

@@ -197,14 +197,17 @@ impl Hold for Held {
 mod tests {
     use super::*;
     use futures::{FutureExt, future::join_all};
-    use rallrec_core::ids::{Attempt, TaskId};
+    use rallrec_core::{
+        ids::{Attempt, TaskId},
+        lane::Room,
+    };
 
     fn bytes(n: u32) -> Bytes {
         Bytes::copy_from_slice(&n.to_le_bytes())
     }
 
     fn lane(pool: &str) -> Lane {
-        Lane { pool: pool.into(), model: None }
+        Lane { pool: pool.into(), model: None, least: Room::default(), wanted: Room::default() }
     }
 
     fn name(shard: u32) -> OfferName {

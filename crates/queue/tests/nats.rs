@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::join_all};
 use rallrec_core::{
     ids::{Attempt, RunId, TaskId, WorkerId},
-    lane::Lane,
+    lane::{Lane, Room},
 };
 use rallrec_queue::{
     CoordinatorEnd, Delivery, OfferName, QueueError, WorkerEnd,
@@ -29,7 +29,7 @@ fn settings(server: &NatsServer, cluster: &str) -> NatsSettings {
 }
 
 fn lane(pool: &str, model: Option<&str>) -> Lane {
-    Lane { pool: pool.into(), model: model.map(Into::into) }
+    Lane { pool: pool.into(), model: model.map(Into::into), least: Room::default(), wanted: Room::default() }
 }
 
 fn name(shard: u32) -> OfferName {

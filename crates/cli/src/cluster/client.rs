@@ -125,6 +125,7 @@ struct Shown {
     state: Option<RunState>,
     view: Option<Arc<Mutex<RunView>>>,
     records: u64,
+    waits: Vec<String>,
 }
 
 impl Shown {
@@ -153,9 +154,24 @@ impl Shown {
                     locked(view, |view| view.running(report.task, progress));
                 }
             }
+            Some(What::Waits(waits)) => self.waits(waits.stages, json, console),
             None => {}
         }
         Ok(())
+    }
+
+    /// Tells what the run waits for, when that changes.
+    fn waits(&mut self, waits: Vec<String>, json: bool, console: &Console) {
+        if waits == self.waits {
+            return;
+        }
+        if json {
+            console.print(&serde_json::json!({ "event": "waits", "stages": waits }).to_string());
+        } else {
+            let new = waits.iter().filter(|wait| !self.waits.contains(wait));
+            new.for_each(|wait| console.note(wait));
+        }
+        self.waits = waits;
     }
 
     fn event(&mut self, event: &Event, json: bool, console: &Console) -> Result<(), Failure> {
@@ -238,6 +254,8 @@ pub async fn status(cluster: &ClusterArgs, console: &Console) -> Result<(), Fail
     let cluster = Cluster::of(cluster)?;
     let reply =
         cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
+    let waits: Vec<String> =
+        reply.runs.iter().flat_map(|run| run.waits.iter().map(|wait| format!("run {}: {wait}", run.run))).collect();
     let rows = reply.runs.into_iter().map(|run| {
         let tasks = match run.tasks_known {
             0 => String::new(),
@@ -247,6 +265,7 @@ pub async fn status(cluster: &ClusterArgs, console: &Console) -> Result<(), Fail
         [run.run, run.pipeline, run.state, submitted, run.priority.to_string(), tasks]
     });
     print_table(["RUN", "PIPELINE", "STATE", "SUBMITTED", "PRIORITY", "TASKS"], rows.collect(), console);
+    waits.iter().for_each(|wait| console.print(wait));
     Ok(())
 }
 

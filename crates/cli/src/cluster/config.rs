@@ -10,6 +10,7 @@ use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
@@ -64,6 +65,9 @@ pub(super) struct CoordinatorConfig {
     pub(super) tls: Option<TlsConfig>,
     /// File with the tokens that are accepted, one a line.
     pub(super) token_file: Option<PathBuf>,
+    /// Named limits over all runs: tasks that are handed out at once.
+    #[serde(default)]
+    pub(super) limits: BTreeMap<String, NonZeroU32>,
     /// How NATS is reached.
     #[serde(default)]
     pub(super) nats: NatsConfig,

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{clock, console::Console, embedded::Signals, failure::Failure, run::Place, sources::DigestCache, stores};
 use rallrec_coordinator::cluster::{ClusterError, ClusterSettings, Coordinator, LeaderError, Tls, Tokens};
-use rallrec_core::{ids::WorkerId, plan::PinnedSource};
+use rallrec_core::{ids::WorkerId, plan::PinnedSource, task::MemoryMb};
 use rallrec_queue::{
     QueueError,
     nats::{NatsCoordinator, NatsWorker},
@@ -38,6 +38,7 @@ pub async fn coordinator(place: &Place, path: &Path, console: &Console) -> Resul
         listen: config.listen,
         address: config.address,
         tls,
+        limits: config.limits.into_iter().map(|(name, most)| (name, most.get())).collect(),
         tokens,
     };
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
@@ -109,6 +110,7 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         sources: Arc::new(MachinePlaces { place, fetching: Mutex::new(()) }),
         cancel: Cancel::default(),
         board: Board::default(),
+        memory: MemoryMb { host: memory_mb, gpu: gpu_memory_mb.unwrap_or(0) },
         progress_every: PROGRESS_EVERY,
         words: Some(words.clone()),
     };

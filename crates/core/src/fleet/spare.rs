@@ -95,7 +95,7 @@ mod tests {
     }
 
     fn any() -> Lane {
-        Lane { pool: "cpu".into(), model: None }
+        tests::lane(None)
     }
 
     fn demand(priority: i32, waiting: u64, offered: u32, doubled: u32, at: &[&str]) -> RunDemand {
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_task_that_waits_in_another_lane_of_the_same_workers_counts() {
-        let model = Lane { pool: "cpu".into(), model: Some("m".into()) };
+        let model = tests::lane(Some("m"));
         let mut run = demand(0, 0, 0, 0, &["w0"]);
         run.lanes.insert(model, Demand { waiting: 2, handed_out: 0, offered: 0 });
         assert_eq!(granted(&[2, 0], vec![run]), [0]);

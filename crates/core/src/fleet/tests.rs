@@ -1,8 +1,10 @@
 use super::*;
+use crate::lane::Room;
 use proptest::prelude::*;
 
-fn lane(model: Option<&str>) -> Lane {
-    Lane { pool: "cpu".into(), model: model.map(Into::into) }
+pub(super) fn lane(model: Option<&str>) -> Lane {
+    let room = Room { gpu_gib: 0, host_gib: 2 };
+    Lane { pool: "cpu".into(), model: model.map(Into::into), least: room, wanted: room }
 }
 
 pub(super) fn beat(worker: &str, slots: u32, models: &[&str]) -> Beat {
@@ -11,7 +13,7 @@ pub(super) fn beat(worker: &str, slots: u32, models: &[&str]) -> Beat {
         host: worker.into(),
         pool: "cpu".into(),
         slots,
-        memory_mb: 1000,
+        memory_mb: 16_384,
         gpu_memory_mb: None,
         models: models.iter().map(|m| (*m).to_owned()).collect(),
         draining: false,
@@ -145,6 +147,145 @@ proptest! {
                 let lower = demands.iter().filter(|(_, other)| other.priority < run.priority);
                 prop_assert!(lower.into_iter().all(|(other, _)| shares.get(other).copied().unwrap_or(0) == 0));
             }
+        }
+    }
+}
+
+fn machine(worker: &str, memory_gib: u64, gpu_gib: u64) -> Beat {
+    let gpu_memory_mb = (gpu_gib > 0).then_some(gpu_gib * 1024);
+    Beat { memory_mb: memory_gib * 1024, gpu_memory_mb, ..beat(worker, 1, &[]) }
+}
+
+fn needing(model: Option<&str>, least: (u32, u32), wanted: (u32, u32)) -> Lane {
+    let room = |(host_gib, gpu_gib)| Room { gpu_gib, host_gib };
+    Lane { least: room(least), wanted: room(wanted), ..lane(model) }
+}
+
+fn wanting(id: &str, lanes: &[Lane]) -> (RunId, RunDemand) {
+    let lanes = lanes.iter().map(|lane| (lane.clone(), Demand { waiting: 9, ..Demand::default() })).collect();
+    (RunId(id.into()), RunDemand { priority: 0, weight: 1, lanes, ..RunDemand::default() })
+}
+
+fn asks(fleet: &Fleet, worker: &str) -> Vec<Lane> {
+    fleet.member(&WorkerId(worker.into())).unwrap().lanes.clone()
+}
+
+#[test]
+fn lanes_go_to_workers_that_have_the_memory() {
+    let mut fleet = Fleet::default();
+    fleet.hear(machine("small", 8, 0), TimeMs(0));
+    fleet.hear(machine("card", 8, 24), TimeMs(0));
+    fleet.hear(machine("big", 64, 80), TimeMs(0));
+    let plain = [needing(None, (2, 0), (2, 0)), needing(None, (32, 0), (32, 0))];
+    let models = [needing(Some("m8"), (2, 18), (2, 18)), needing(Some("m70"), (2, 70), (2, 70))];
+    let demands = Demands::from([wanting("a", &[&plain[..], &models[..]].concat())]);
+    fleet.assign(&demands);
+    assert_eq!(asks(&fleet, "small"), [plain[0].clone()]);
+    assert_eq!(asks(&fleet, "card"), [models[0].clone(), plain[0].clone()]);
+    assert_eq!(asks(&fleet, "big"), [models[1].clone(), plain[1].clone(), plain[0].clone()]);
+    assert!(fleet.waits(&demands).is_empty());
+}
+
+#[test]
+fn a_worker_asks_every_lane_of_its_model_that_it_has_the_memory_for() {
+    let mut fleet = Fleet::default();
+    fleet.hear(machine("card", 8, 24), TimeMs(0));
+    fleet.hear(machine("big", 64, 80), TimeMs(0));
+    let lanes = [needing(Some("m"), (2, 18), (2, 18)), needing(Some("m"), (2, 40), (2, 40))];
+    fleet.assign(&Demands::from([wanting("a", &lanes)]));
+    assert_eq!(asks(&fleet, "card"), [lanes[0].clone()]);
+    assert_eq!(asks(&fleet, "big"), [lanes[1].clone(), lanes[0].clone()]);
+}
+
+#[test]
+fn what_a_person_wrote_waits_and_says_for_what() {
+    let mut fleet = Fleet::default();
+    let lane = needing(Some("m"), (2, 32), (2, 32));
+    let demands = Demands::from([wanting("a", std::slice::from_ref(&lane))]);
+    let told = |fleet: &Fleet| fleet.waits(&demands)[&RunId("a".into())][0].to_string();
+    assert_eq!(told(&fleet), "a worker of pool `cpu`; there is none that takes tasks");
+    fleet.hear(machine("w0", 8, 16), TimeMs(0));
+    fleet.hear(Beat { gpu_memory_mb: Some(15 * 1024 + 600), ..machine("w1", 8, 0) }, TimeMs(0));
+    fleet.assign(&demands);
+    assert_eq!(asks(&fleet, "w0"), []);
+    assert_eq!(told(&fleet), "a worker of pool `cpu` with 32 GiB of GPU memory; the largest has 16");
+    fleet.hear(machine("w2", 1, 80), TimeMs(0));
+    assert_eq!(told(&fleet), "a worker of pool `cpu` with 32 GiB of GPU memory and 2 GiB of memory; none has both");
+    fleet.hear(machine("w3", 8, 32), TimeMs(0));
+    fleet.assign(&demands);
+    assert_eq!(asks(&fleet, "w3"), [lane]);
+    assert!(fleet.waits(&demands).is_empty());
+}
+
+#[test]
+fn what_grew_or_was_estimated_goes_to_the_largest_that_there_are() {
+    let mut fleet = Fleet::default();
+    for (worker, memory, gpu) in [("w0", 4, 16), ("w1", 8, 24), ("w2", 64, 24), ("w3", 1, 40)] {
+        fleet.hear(machine(worker, memory, gpu), TimeMs(0));
+    }
+    let lane = needing(None, (2, 0), (2, 48));
+    let demands = Demands::from([wanting("a", std::slice::from_ref(&lane))]);
+    fleet.assign(&demands);
+    let asking = |fleet: &Fleet| fleet.members().filter(|m| m.lanes == [lane.clone()]).count();
+    // w3 has more, but not what a person asked for; of the others two are as large as can be had.
+    assert_eq!((asks(&fleet, "w0"), asks(&fleet, "w3"), asking(&fleet)), (vec![], vec![], 2));
+    assert!(fleet.waits(&demands).is_empty());
+    fleet.hear(machine("w4", 8, 48), TimeMs(0));
+    fleet.assign(&demands);
+    assert_eq!((asking(&fleet), asks(&fleet, "w4")), (1, vec![lane.clone()]));
+    fleet.drain(&WorkerId("w4".into()));
+    fleet.assign(&demands);
+    assert_eq!(fleet.slots(&lane), 2, "one that drains is not there");
+}
+
+#[test]
+fn a_lane_that_only_a_busy_worker_can_serve_gets_it_when_another_can_take_its_place() {
+    let mut fleet = Fleet::default();
+    fleet.hear(machine("big", 8, 80), TimeMs(0));
+    let (small, large) = (needing(Some("s"), (2, 8), (2, 8)), needing(Some("l"), (2, 40), (2, 40)));
+    fleet.assign(&Demands::from([wanting("a", std::slice::from_ref(&small))]));
+    fleet.hear(machine("other", 8, 16), TimeMs(0));
+    let third = needing(Some("t"), (2, 8), (2, 8));
+    fleet.assign(&Demands::from([wanting("a", std::slice::from_ref(&small)), wanting("b", &[third])]));
+    assert_eq!(asks(&fleet, "big"), std::slice::from_ref(&small));
+    fleet.assign(&Demands::from([wanting("a", &[small.clone(), large.clone()])]));
+    assert_eq!((asks(&fleet, "big"), asks(&fleet, "other")), (vec![large], vec![small]));
+}
+
+proptest! {
+    /// Nobody asks for what it lacks, workers that can help do, and a lane that has a worker able to serve it is served
+    /// unless every such worker is the only one of a lane of its own.
+    #[test]
+    fn placement_keeps_to_memory_and_leaves_nobody_idle(
+        machines in proptest::collection::vec((1..5u32, 0..5u32), 1..8),
+        lanes in proptest::collection::btree_set((proptest::option::of(0..4u8), 0..5u32, 0..5u32, 0..3u32), 1..8),
+    ) {
+        let mut fleet = Fleet::default();
+        for (n, (memory, gpu)) in machines.iter().enumerate() {
+            fleet.hear(machine(&format!("w{n}"), u64::from(*memory), u64::from(*gpu)), TimeMs(0));
+        }
+        let lanes: Vec<Lane> = lanes.iter().map(|(model, host, gpu, grown)| {
+            let model = model.map(|m| format!("m{m}"));
+            needing(model.as_deref(), (*host, *gpu), (*host, gpu + grown))
+        }).collect();
+        let demands = Demands::from([wanting("a", &lanes)]);
+        fleet.assign(&demands);
+        prop_assert!(fleet.assign(&demands).is_empty(), "nothing changed, so nobody moves");
+        let waits = fleet.waits(&demands).remove(&RunId("a".into())).unwrap_or_default();
+        for member in fleet.members() {
+            let (memory, gpu) = (member.beat.memory_mb, member.beat.gpu_memory_mb.unwrap_or(0));
+            let fits = |lane: &&Lane| lane.wanted.is_within(memory, gpu);
+            for lane in &member.lanes {
+                prop_assert!(lane.least.is_within(memory, gpu));
+                let somebody = fleet.members().any(|m| lane.wanted.is_within(m.beat.memory_mb, m.beat.gpu_memory_mb.unwrap_or(0)));
+                prop_assert!(fits(&lane) || !somebody, "a larger worker is there for what grew");
+            }
+            prop_assert!(!member.lanes.is_empty() || lanes.iter().filter(fits).count() == 0, "it could help");
+            prop_assert!(lanes.iter().filter(fits).filter(|l| l.model.is_none()).all(|l| member.lanes.contains(l)));
+        }
+        for lane in &lanes {
+            let nobody = fleet.members().all(|m| !lane.least.is_within(m.beat.memory_mb, m.beat.gpu_memory_mb.unwrap_or(0)));
+            prop_assert_eq!(nobody, waits.iter().any(|wait| wait.lane == *lane));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From a pipeline to a plan: order, digests, keys.
 
-use super::{Need, PinnedSource, Plan, PlannedStage};
+use super::{Need, PinnedSource, Plan, PlannedStage, Resources, gpu_estimate_mb};
 use crate::{
     field::Effect,
     key::{Key, KeyFields},
@@ -25,6 +25,8 @@ pub struct Pins {
     pub models: BTreeMap<String, String>,
     /// By name under `data:`.
     pub data: BTreeMap<String, String>,
+    /// Bytes of local models' files, by name under `models:`, as far as they are known. In no key.
+    pub model_bytes: BTreeMap<String, u64>,
 }
 
 /// Why a pipeline has no plan.
@@ -138,10 +140,18 @@ fn plan_stage(
         kind,
         params,
         needs,
-        model,
         data,
         shard_rows: stage.shard_rows,
-        resources: stage.resources.clone(),
+        resources: Resources {
+            gpu_estimate_mb: match &model {
+                Some(PinnedModel::Local { files, .. }) => {
+                    pins.model_bytes.get(&files.name).copied().map(gpu_estimate_mb)
+                }
+                Some(PinnedModel::Remote { .. }) | None => None,
+            },
+            ..stage.resources.clone()
+        },
+        model,
         retry: stage.retry.clone(),
         seed: stage.seed,
         max_bad_rows: stage.max_bad_rows,

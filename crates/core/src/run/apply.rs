@@ -66,6 +66,9 @@ pub fn apply(state: &mut RunState, event: &Event) -> Result<(), IllegalTransitio
         | (Active, Event::TaskDispatched { task, .. } | Event::TaskDoubled { task, .. }) => {
             return apply_task(state, *task, event);
         }
+        (Active | Cancelling, Event::StageOutgrown { stage, wanted, .. }) if state.lane(*stage).is_some() => {
+            state.outgrow(*stage, *wanted);
+        }
         (Active, Event::CancelRequested { .. }) => cancel(state),
         (Active | Cancelling, Event::RunFinished { outcome, .. }) if state.due_outcome() == Some(*outcome) => {
             state.phase = Finished(*outcome);
@@ -262,6 +265,7 @@ impl Event {
             Self::TaskStarted { .. } => "task_started",
             Self::TaskCommitted { .. } => "task_committed",
             Self::TaskFailed { .. } => "task_failed",
+            Self::StageOutgrown { .. } => "stage_outgrown",
             Self::CancelRequested { .. } => "cancel_requested",
             Self::RunFinished { .. } => "run_finished",
         }

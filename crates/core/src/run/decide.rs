@@ -1,15 +1,15 @@
 //! Inputs to events: every policy of a run is here, and none in [`super::apply`].
 
 use super::{
-    Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, retry,
-    state::{History, Rank},
-    straggler,
+    Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, handout, retry,
+    state::History, straggler,
 };
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
-    lane::Slots,
-    task::{ArtifactSummary, FailureClass, Outcome, TaskReport},
+    lane::{Room, Slots},
+    task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, TaskReport},
 };
+use std::collections::BTreeMap;
 
 /// Something that the outside tells a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +56,15 @@ pub enum Input {
         slots: Slots,
         /// How many.
         free: u32,
+    },
+    /// As [`Self::Capacity`], where named limits have less room than the plan gives them.
+    CapacityWithin {
+        /// Which.
+        slots: Slots,
+        /// How many.
+        free: u32,
+        /// Tasks with a named limit that may be handed out at once.
+        caps: BTreeMap<String, u32>,
     },
     /// Stop.
     Cancel,
@@ -132,9 +141,12 @@ pub fn decide(state: &RunState, input: Input, now: TimeMs) -> Result<Vec<Event>,
         (_, Input::Report(report)) => reported(state, report, now),
         (_, Input::WorkerLost { worker }) => Ok(worker_lost(state, &worker, now)),
         (_, Input::AttemptLost { task, attempt }) => attempt_lost(state, task, attempt, now),
-        (Phase::Active, Input::Capacity { slots, free }) => Ok(dispatch(state, &slots, free, now)),
+        (Phase::Active, Input::Capacity { slots, free }) => Ok(dispatch(state, &slots, free, &BTreeMap::new(), now)),
+        (Phase::Active, Input::CapacityWithin { slots, free, caps }) => Ok(dispatch(state, &slots, free, &caps, now)),
         (Phase::Active, Input::Spare { slots, free }) => Ok(straggler::double(state, &slots, free, now)),
-        (Phase::Cancelling, Input::Capacity { .. } | Input::Spare { .. }) => Ok(Vec::new()),
+        (Phase::Cancelling, Input::Capacity { .. } | Input::CapacityWithin { .. } | Input::Spare { .. }) => {
+            Ok(Vec::new())
+        }
         (Phase::Active, Input::Cancel) => Ok(vec![Event::CancelRequested { at: now }]),
         (Phase::Cancelling, Input::Cancel) => Err(Rejection::Over),
         (_, Input::Finish) => match state.due_outcome() {
@@ -217,10 +229,13 @@ fn on_running(
         }
         Outcome::Started => Ok(vec![Event::TaskStarted { task, attempt: running.attempt, worker, at: now }]),
         // It stopped by itself, to drain: no sign of a bad task.
-        Outcome::Failed { class: FailureClass::Lost, message } => {
+        Outcome::Failed { class: FailureClass::Lost, message, .. } => {
             Ok(vec![replaced(state, task, running.attempt, message, now)])
         }
-        Outcome::Failed { class, message } => Ok(failed(state, task, &[running.attempt], class, &message, now)),
+        Outcome::Failed { class, message, needed } => {
+            let grown = (class == FailureClass::Resource).then(|| outgrown(state, task, needed, now)).flatten();
+            Ok(grown.into_iter().chain(failed(state, task, &[running.attempt], class, &message, now)).collect())
+        }
         Outcome::Progress(_) | Outcome::Committed { .. } => Ok(Vec::new()),
     }
 }
@@ -253,6 +268,15 @@ fn failed(
     events.collect()
 }
 
+/// The stage needs what the attempt says that it needed, or twice what its lane had. `None` when that is known.
+fn outgrown(state: &RunState, task: TaskId, needed: MemoryMb, now: TimeMs) -> Option<Event> {
+    let had = state.lane_of_task(task)?.wanted;
+    let told = had.max(Room::of_mb(needed.host, needed.gpu));
+    let known = state.lane(task.stage)?.wanted;
+    let wanted = known.max(if told == had { had.doubled() } else { told });
+    (wanted != known).then_some(Event::StageOutgrown { stage: task.stage, wanted, at: now })
+}
+
 fn worker_lost(state: &RunState, worker: &WorkerId, now: TimeMs) -> Vec<Event> {
     let message = format!("lost its worker {worker}");
     let events = state.index.running.iter().flat_map(|&task| {
@@ -278,18 +302,9 @@ fn replaced(state: &RunState, task: TaskId, attempt: Attempt, message: String, n
     Event::TaskFailed { task, attempt: Some(attempt), class: FailureClass::Lost, message, next, at: now }
 }
 
-/// The first ready tasks of some slots: retries that are due, then by rank.
-fn dispatch(state: &RunState, slots: &Slots, free: u32, now: TimeMs) -> Vec<Event> {
-    let free = free as usize;
-    let (mut due, mut ready): (Vec<&(TimeMs, TaskId)>, Vec<&Rank>) = (Vec::new(), Vec::new());
-    for lane in state.lanes_of(slots) {
-        due.extend(retry::due(&state.index.delayed[lane], now).take(free));
-        ready.extend(state.index.ready[lane].iter().take(free));
-    }
-    due.sort_unstable();
-    ready.sort_unstable();
-    let due = due.into_iter().map(|(_, task)| *task);
-    let first = due.chain(ready.into_iter().map(|(_, task)| *task)).take(free);
+/// The first ready tasks of some slots.
+fn dispatch(state: &RunState, slots: &Slots, free: u32, caps: &BTreeMap<String, u32>, now: TimeMs) -> Vec<Event> {
+    let first = handout::next(state, slots, free as usize, caps, now).into_iter();
     let events = first.filter_map(|task| {
         let run = state.task_run(task)?;
         debug_assert!(matches!(run.state, TaskState::Ready(Ready { .. })));

@@ -3,6 +3,7 @@
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
     key::Key,
+    lane::Room,
     plan::Plan,
     task::{ArtifactSummary, FailureClass},
 };
@@ -112,6 +113,15 @@ pub enum Event {
         message: String,
         /// What is next.
         next: Next,
+        /// When.
+        at: TimeMs,
+    },
+    /// A task of a stage ran out of memory: those that are not handed out wait for larger workers from now on.
+    StageOutgrown {
+        /// Position of the stage in the plan.
+        stage: u32,
+        /// What its tasks seem to need now.
+        wanted: Room,
         /// When.
         at: TimeMs,
     },

@@ -1,4 +1,4 @@
-//! What a plan implies and a run asks often: who reads whom, row limits, lanes.
+//! What a plan implies and a run asks often: who reads whom, row limits, lanes, named limits.
 
 use crate::{
     ids::StageName,
@@ -48,6 +48,10 @@ pub(super) struct Graph {
     pub(super) lanes: Vec<Lane>,
     /// Position of each stage's lane in `lanes`.
     pub(super) lane_of: Vec<usize>,
+    /// Named limits: tasks that may be handed out at once.
+    pub(super) caps: Vec<(String, u32)>,
+    /// Positions in `caps` of each stage's limits.
+    pub(super) caps_of: Vec<Vec<usize>>,
 }
 
 impl Graph {
@@ -57,6 +61,8 @@ impl Graph {
             limits: Vec::new(),
             lanes: Vec::new(),
             lane_of: Vec::new(),
+            caps: Vec::new(),
+            caps_of: Vec::new(),
         };
         for (position, stage) in plan.stages.iter().enumerate() {
             let params = stage.params().map_err(|source| PlanDefect::Params { stage: stage.name.clone(), source })?;
@@ -71,6 +77,18 @@ impl Graph {
                     drive: need.mode == Mode::Drive,
                 });
             }
+            let mut caps_of = Vec::new();
+            for (name, most) in &stage.resources.limits {
+                let known = graph.caps.iter().position(|(known, _)| known == name);
+                let cap = known.unwrap_or_else(|| {
+                    graph.caps.push((name.clone(), *most));
+                    graph.caps.len() - 1
+                });
+                // One that a plan gives two sizes has the smaller.
+                graph.caps[cap].1 = graph.caps[cap].1.min(*most);
+                caps_of.push(cap);
+            }
+            graph.caps_of.push(caps_of);
             let lane = Lane::of(stage);
             let known = graph.lanes.iter().position(|l| *l == lane);
             graph.lane_of.push(known.unwrap_or(graph.lanes.len()));

@@ -78,6 +78,7 @@ mod tests {
     use crate::{
         ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},
         key::Key,
+        lane::Room,
         plan::Plan,
         run::{Next, RunOutcome},
         task::{ArtifactSummary, FailureClass},
@@ -107,7 +108,7 @@ mod tests {
             Just(Next::GiveUp),
         ];
         let outcome = prop_oneof![Just(RunOutcome::Done), Just(RunOutcome::Failed), Just(RunOutcome::Cancelled)];
-        (task, summary, class, next, outcome, ".*", any::<u32>(), any::<u64>(), 0..13u8).prop_map(
+        (task, summary, class, next, outcome, ".*", any::<u32>(), any::<u64>(), 0..14u8).prop_map(
             |(task, summary, class, next, outcome, text, n, t, which)| {
                 let (at, attempt, worker, key) = (TimeMs(t), Attempt(n), WorkerId(text.clone()), Key(text.clone()));
                 match which {
@@ -134,6 +135,7 @@ mod tests {
                     9 => Event::CancelRequested { at },
                     10 => Event::RunTakenOver { at },
                     11 => Event::TaskDoubled { task, attempt, at },
+                    12 => Event::StageOutgrown { stage: n, wanted: Room::of_mb(t, t / 2), at },
                     _ => Event::RunFinished { outcome, at },
                 }
             },

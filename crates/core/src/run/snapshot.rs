@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     ids::{RunId, TaskId},
+    lane::Room,
     plan::Plan,
 };
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ pub struct Snapshot {
     phase: Phase,
     /// `None`: not cut into tasks.
     stages: Vec<Option<StageSnapshot>>,
+    /// Stages that turned out to need more memory, in the order in which they did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    grown: Vec<(u32, Room)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +49,9 @@ struct Alike {
     count: u32,
     history: History,
     state: TaskState,
+    /// Position of the lane that they were handed out in, where it is no longer their stage's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lane: Option<u32>,
 }
 
 impl Snapshot {
@@ -72,13 +79,16 @@ impl Snapshot {
 impl RunState {
     /// The state in short.
     pub fn snapshot(&self) -> Snapshot {
-        let stages = self.stages.iter().map(|stage| {
+        let stages = self.stages.iter().zip(&self.lanes.of_stage).map(|(stage, current)| {
             let sharded = stage.as_ref()?;
             let mut tasks: Vec<Alike> = Vec::new();
             for task in &sharded.tasks {
+                let lane = Some(task.lane).filter(|lane| lane != current);
                 match tasks.last_mut() {
-                    Some(last) if last.history == task.history && last.state == task.state => last.count += 1,
-                    _ => tasks.push(Alike { count: 1, history: task.history, state: task.state.clone() }),
+                    Some(last) if (last.history, last.lane) == (task.history, lane) && last.state == task.state => {
+                        last.count += 1;
+                    }
+                    _ => tasks.push(Alike { count: 1, history: task.history, state: task.state.clone(), lane }),
                 }
             }
             Some(StageSnapshot { rows: sharded.shards.rows(), tally: sharded.tally.clone(), tasks })
@@ -89,6 +99,7 @@ impl RunState {
             plan: (*self.plan).clone(),
             phase: self.phase,
             stages: stages.collect(),
+            grown: self.lanes.grown.clone(),
         }
     }
 
@@ -97,12 +108,13 @@ impl RunState {
     /// # Errors
     /// When the snapshot is not one of a run's.
     pub fn restore(snapshot: Snapshot) -> Result<Self, ReplayError> {
-        let Snapshot { run, plan, phase, stages, .. } = snapshot;
+        let Snapshot { run, plan, phase, stages, grown, .. } = snapshot;
         let mut state = Self::new(run, Arc::new(plan))?;
         if stages.len() != state.plan.stages.len() {
             return Err(ReplayError::Snapshot("it has another number of stages than its plan"));
         }
         state.phase = phase;
+        grown.into_iter().for_each(|(stage, wanted)| state.outgrow(stage, wanted));
         for (stage, rows) in (0..).zip(stages.iter().map(|stage| stage.as_ref().map(|stage| stage.rows))) {
             let Some(rows) = rows else { continue };
             let planned = &state.plan.stages[stage as usize];
@@ -134,11 +146,16 @@ impl RunState {
             return Err(ReplayError::Snapshot("a stage has another number of tasks than its rows make"));
         }
         let mut shards = 0..;
-        for Alike { count, history, state } in tasks {
+        for Alike { count, history, state, lane } in tasks {
+            if lane.is_some_and(|lane| lane as usize >= self.lanes.all.len()) {
+                return Err(ReplayError::Snapshot("a task was handed out in a lane that there is not"));
+            }
             let wanted = matches!(state, TaskState::Done(_)) == done;
             for shard in shards.by_ref().take(*count as usize).filter(|_| wanted) {
                 let task = TaskId { stage, shard };
-                self.run_mut(task).history = *history;
+                let run = self.run_mut(task);
+                run.history = *history;
+                run.lane = lane.unwrap_or(run.lane);
                 self.set(task, state.clone());
             }
         }

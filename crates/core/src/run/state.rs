@@ -7,12 +7,13 @@ use super::{
     Event, IllegalTransition, PlanDefect, RunOutcome, apply,
     graph::{Graph, reads_whole},
     retry,
+    rooms::Lanes,
     shards::{Shards, narrow},
 };
 use crate::{
     ids::{Attempt, RowRange, RunId, TaskId, TimeMs, WorkerId},
     key::Key,
-    lane::{Lane, Slots},
+    lane::Slots,
     plan::{Need, Plan},
     task::{ArtifactSummary, FailureClass},
 };
@@ -151,6 +152,8 @@ pub(super) struct TaskRun {
     pub(super) waiting: u32,
     pub(super) history: History,
     pub(super) state: TaskState,
+    /// Position of the lane that it was handed out in; of a task that is not, its stage's.
+    pub(super) lane: u32,
 }
 
 /// What a stage has made so far.
@@ -203,6 +206,10 @@ pub(super) struct Index {
     pub(super) running: BTreeSet<TaskId>,
     /// By lane: attempts that are handed out, begun or not.
     pub(super) handed_out: Vec<u32>,
+    /// By named limit: handed out, begun or not.
+    pub(super) capped: Vec<u32>,
+    /// By stage: ready, now or from a time on.
+    pub(super) waiting: Vec<u32>,
     pub(super) failed: BTreeSet<TaskId>,
     /// Tasks of sharded stages that are not done.
     pub(super) open_tasks: u64,
@@ -225,6 +232,7 @@ pub struct RunState {
     pub(super) phase: Phase,
     /// `None` while the rows of the driving table are not known.
     pub(super) stages: Vec<Option<Sharded>>,
+    pub(super) lanes: Lanes,
     pub(super) index: Index,
 }
 
@@ -262,6 +270,8 @@ impl RunState {
             ready: vec![BTreeSet::new(); lanes],
             delayed: vec![BTreeSet::new(); lanes],
             handed_out: vec![0; lanes],
+            capped: vec![0; graph.caps.len()],
+            waiting: vec![0; plan.stages.len()],
             unsharded: narrow(plan.stages.len() as u64),
             ..Index::default()
         };
@@ -270,6 +280,7 @@ impl RunState {
             phase: Phase::Created,
             stages: vec![None; plan.stages.len()],
             index,
+            lanes: Lanes::new(&graph),
             graph: Arc::new(graph),
             plan,
         })
@@ -324,16 +335,6 @@ impl RunState {
         Some(&self.task_run(task)?.key)
     }
 
-    /// The lanes that the plan asks for, in its order.
-    pub fn lanes(&self) -> &[Lane] {
-        &self.graph.lanes
-    }
-
-    /// The lane of a stage's tasks.
-    pub fn lane(&self, stage: u32) -> Option<&Lane> {
-        Some(&self.graph.lanes[*self.graph.lane_of.get(stage as usize)?])
-    }
-
     /// Attempts in these slots that are handed out, begun or not.
     pub fn handed_out(&self, slots: &Slots) -> u32 {
         self.lanes_of(slots).map(|lane| self.index.handed_out[lane]).sum()
@@ -342,6 +343,11 @@ impl RunState {
     /// Tasks of these slots that could be handed out now, or as soon as their wait for another attempt is over.
     pub fn waiting(&self, slots: &Slots) -> u64 {
         self.lanes_of(slots).map(|lane| (self.index.ready[lane].len() + self.index.delayed[lane].len()) as u64).sum()
+    }
+
+    /// Tasks of a stage that could be handed out now, or as soon as their wait for another attempt is over.
+    pub fn waiting_of(&self, stage: u32) -> u32 {
+        self.index.waiting.get(stage as usize).copied().unwrap_or(0)
     }
 
     /// Milliseconds until the first task that waits for its next attempt becomes ready; `None` when none waits, or one is
@@ -367,7 +373,7 @@ impl RunState {
 
     /// Positions of the lanes that these slots serve.
     pub(super) fn lanes_of<'a>(&'a self, slots: &'a Slots) -> impl Iterator<Item = usize> + 'a {
-        self.graph.lanes.iter().enumerate().filter(|(_, lane)| slots.serve(lane)).map(|(position, _)| position)
+        self.lanes.all.iter().enumerate().filter(|(_, lane)| slots.serve(lane)).map(|(position, _)| position)
     }
 
     /// Every attempt that is handed out, with who is at it.
@@ -410,6 +416,7 @@ impl RunState {
     pub(super) fn shard(&mut self, stage: u32, shards: Shards) {
         let planned = &self.plan.stages[stage as usize];
         let row_wise = planned.drive().is_some();
+        let lane = self.lanes.of_stage[stage as usize];
         let tasks = (0..narrow(shards.count())).map(|shard| {
             let range = shards.range(shard);
             let waiting = planned.needs.iter().map(|need| self.unmet(row_wise, need, range)).sum();
@@ -418,6 +425,7 @@ impl RunState {
                 waiting,
                 history: History::default(),
                 state: TaskState::Unprobed(Unprobed { not_before: TimeMs(0) }),
+                lane,
             }
         });
         let tasks: Vec<TaskRun> = tasks.collect();
@@ -457,7 +465,12 @@ impl RunState {
     pub(super) fn set(&mut self, task: TaskId, next: TaskState) {
         self.unindex(task);
         let done = matches!(next, TaskState::Done(_));
-        self.run_mut(task).state = next;
+        let lane = self.lanes.of_stage[task.stage as usize];
+        let run = self.run_mut(task);
+        if !matches!(next, TaskState::Running(_) | TaskState::Doubled(_)) {
+            run.lane = lane;
+        }
+        run.state = next;
         self.enter(task);
         if done {
             self.release_readers(task);
@@ -495,17 +508,24 @@ impl RunState {
 
     /// Takes a task out of the index of its present state.
     fn unindex(&mut self, task: TaskId) {
-        let lane = self.graph.lane_of[task.stage as usize];
+        let lane = self.run_mut(task).lane as usize;
         let rank = self.rank(task);
         match self.run_mut(task).state.clone() {
             TaskState::Unprobed(_) => drop(self.index.unprobed.remove(&task)),
             TaskState::Blocked => {}
-            TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[lane].remove(&rank)),
-            TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[lane].remove(&(not_before, task))),
+            TaskState::Ready(Ready { not_before }) => {
+                match not_before {
+                    TimeMs(0) => _ = self.index.ready[lane].remove(&rank),
+                    _ => _ = self.index.delayed[lane].remove(&(not_before, task)),
+                }
+                self.index.waiting[task.stage as usize] -= 1;
+            }
             state @ (TaskState::Running(_) | TaskState::Doubled(_)) => {
                 self.index.offered.remove(&task);
                 self.index.running.remove(&task);
-                self.index.handed_out[lane] -= state.attempts_under_way();
+                let attempts = state.attempts_under_way();
+                self.index.handed_out[lane] -= attempts;
+                self.graph.caps_of[task.stage as usize].iter().for_each(|cap| self.index.capped[*cap] -= attempts);
             }
             TaskState::Done(_) => {}
             TaskState::Failed(_) => {
@@ -517,15 +537,22 @@ impl RunState {
 
     /// Puts a task into the index of its present state.
     fn enter(&mut self, task: TaskId) {
-        let lane = self.graph.lane_of[task.stage as usize];
+        let lane = self.run_mut(task).lane as usize;
         let rank = self.rank(task);
         match self.run_mut(task).state.clone() {
             TaskState::Unprobed(_) => drop(self.index.unprobed.insert(task)),
             TaskState::Blocked => {}
-            TaskState::Ready(Ready { not_before: TimeMs(0) }) => drop(self.index.ready[lane].insert(rank)),
-            TaskState::Ready(Ready { not_before }) => drop(self.index.delayed[lane].insert((not_before, task))),
+            TaskState::Ready(Ready { not_before }) => {
+                match not_before {
+                    TimeMs(0) => _ = self.index.ready[lane].insert(rank),
+                    _ => _ = self.index.delayed[lane].insert((not_before, task)),
+                }
+                self.index.waiting[task.stage as usize] += 1;
+            }
             state @ (TaskState::Running(_) | TaskState::Doubled(_)) => {
-                self.index.handed_out[lane] += state.attempts_under_way();
+                let attempts = state.attempts_under_way();
+                self.index.handed_out[lane] += attempts;
+                self.graph.caps_of[task.stage as usize].iter().for_each(|cap| self.index.capped[*cap] += attempts);
                 let (first, second) = state.under_way();
                 for running in first.into_iter().chain(second) {
                     let set = if running.begun.is_some() { &mut self.index.running } else { &mut self.index.offered };

@@ -2,7 +2,8 @@
 //! else wants; whichever commits first ends the task.
 //!
 //! Only row-wise stages have them: a stage of one task has nothing that it could be compared with. Nor stages whose model is
-//! behind a server: that is as slow for another worker, and asking twice costs twice. Half of the tasks that
+//! behind a server: that is as slow for another worker, and asking twice costs twice; nor those with a named limit, whose
+//! places are for tasks. Half of the tasks that
 //! a stage has to compute must be done, so that the mean of their computing time means something; a task that has run for
 //! longer than twice the mean and [`STRAGGLER_FLOOR_MS`] straggles. So among tasks of an hour one may take two before another slot
 //! is spent on it, and what holds up a task of milliseconds now and then (a model to load, a store that is slow) does
@@ -62,8 +63,8 @@ impl RunState {
     pub fn doubled(&self, slots: &Slots) -> u32 {
         let lanes: Vec<usize> = self.lanes_of(slots).collect();
         let doubled = |task: &&TaskId| {
-            lanes.contains(&self.graph.lane_of[task.stage as usize])
-                && matches!(self.task(**task), Some(TaskState::Doubled(_)))
+            let run = self.task_run(**task);
+            run.is_some_and(|run| lanes.contains(&(run.lane as usize)) && matches!(run.state, TaskState::Doubled(_)))
         };
         self.index.running.iter().filter(doubled).count() as u32
     }
@@ -72,7 +73,8 @@ impl RunState {
     fn patience_ms(&self, stage: u32) -> Option<u64> {
         let sharded = self.sharded(stage)?;
         sharded.shards.rows()?;
-        if let Some(PinnedModel::Remote { .. }) = self.plan.stages[stage as usize].model {
+        let planned = &self.plan.stages[stage as usize];
+        if matches!(planned.model, Some(PinnedModel::Remote { .. })) || !planned.resources.limits.is_empty() {
             return None;
         }
         let tally = &sharded.tally;
@@ -86,7 +88,8 @@ impl RunState {
 /// Second attempts at the stragglers of some slots, those that have run longest first.
 pub(super) fn double(state: &RunState, slots: &Slots, free: u32, now: TimeMs) -> Vec<Event> {
     let lanes: Vec<usize> = state.lanes_of(slots).collect();
-    let theirs = |suspect: &Suspect| lanes.contains(&state.graph.lane_of[suspect.task.stage as usize]);
+    let theirs =
+        |suspect: &Suspect| state.task_run(suspect.task).is_some_and(|run| lanes.contains(&(run.lane as usize)));
     let mut stragglers: Vec<Suspect> = state.suspects().filter(|s| theirs(s) && s.straggles(now)).collect();
     stragglers.sort_unstable_by_key(|suspect| (suspect.since, suspect.task));
     let events = stragglers.into_iter().take(free as usize).filter_map(|Suspect { task, .. }| {

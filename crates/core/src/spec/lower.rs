@@ -17,7 +17,7 @@ use std::{
 };
 
 /// Keys of a file.
-const KEYS: &[&str] = &["rallrec", "name", "seed", "params", "models", "data", "stages"];
+const KEYS: &[&str] = &["rallrec", "name", "seed", "params", "models", "data", "limits", "stages"];
 const START: Span = Span { line: 1, column: 1, width: 1 };
 
 /// Names of declared models or data sets.
@@ -81,10 +81,20 @@ fn pipeline(
     let (mut data_names, data) = declared(reader, entries, "data", "movielens-100k", data_set);
     model_names.broken.extend(lost_names.iter().cloned());
     data_names.broken.extend(lost_names.iter().cloned());
-    let around = Surroundings { seed, model_names: &model_names, models: &models, data_names: &data_names };
+    let (mut limit_names, limits) = declared(reader, entries, "limits", "4", limit);
+    limit_names.broken.extend(lost_names.iter().cloned());
+    let around = Surroundings {
+        seed,
+        model_names: &model_names,
+        models: &models,
+        data_names: &data_names,
+        limit_names: &limit_names,
+        limits: &limits,
+    };
     let Drafts { drafts, broken, used } = stages(reader, entries, &around)?;
     let stages = graph::connect(reader, drafts, &broken, lost_names);
     warn_unused(reader, &model_names, "model", |name| used.contains(&("model", name.to_owned())));
+    warn_unused(reader, &limit_names, "limit", |name| used.contains(&("limits", name.to_owned())));
     warn_unused(reader, &data_names, "data set", |name| used.contains(&("data", name.to_owned())));
     let unused: Vec<(String, Span)> =
         reader.params.iter().filter(|(n, _)| !reader.used.contains(*n)).map(|(n, p)| (n.clone(), p.span)).collect();
@@ -231,7 +241,8 @@ pub(super) fn declared<T>(
 ) -> (Declared, Vec<T>) {
     let (mut names, mut items) = (Declared::default(), Vec::new());
     let Some(node) = get(entries, section) else { return (names, items) };
-    let Some(given) = reader.map(node, section, &format!("{section}: {{NAME: {{source: {example}}}}}")) else {
+    let shape = if section == "limits" { example.to_owned() } else { format!("{{source: {example}}}") };
+    let Some(given) = reader.map(node, section, &format!("{section}: {{NAME: {shape}}}")) else {
         names.unknown = true;
         return (names, items);
     };
@@ -285,6 +296,13 @@ fn data_set(reader: &mut Reader, entry: &Entry) -> Option<Source> {
         return None;
     }
     Some(Source { name: entry.key.to_string(), source })
+}
+
+/// A named limit: tasks that may be handed out at once.
+fn limit(reader: &mut Reader, entry: &Entry) -> Option<(String, u32)> {
+    named(reader, entry, "limits");
+    let most = reader.whole(&entry.value, &entry.key, bounds::LIMIT)?;
+    Some((entry.key.to_string(), u32::try_from(most).ok()?))
 }
 
 /// Sources that stages use, by key and name.

@@ -17,6 +17,7 @@ use crate::{
     plan::{Resources, Retry},
 };
 use serde_json::{Map, Value};
+use std::{collections::BTreeMap, rc::Rc};
 
 /// Keys of a stage.
 pub(crate) const KEYS: &[&str] =
@@ -32,6 +33,10 @@ pub(super) struct Surroundings<'a> {
     pub(super) models: &'a [Model],
     /// Names of the declared data sets.
     pub(super) data_names: &'a Declared,
+    /// Names of the declared limits.
+    pub(super) limit_names: &'a Declared,
+    /// Those of them that could be read.
+    pub(super) limits: &'a [(String, u32)],
 }
 
 /// A stage whose references are still text.
@@ -94,7 +99,7 @@ pub(super) fn read(reader: &mut Reader, entry: &Entry, around: &Surroundings<'_>
         model,
         data,
         shard_rows: info.drive().map(|_| shard_rows(reader, fields)),
-        resources: resources(reader, fields),
+        resources: resources(reader, fields, around, used),
         retry: retry(reader, fields),
         seed: node("seed").and_then(|n| reader.whole(n, "seed", bounds::SEED)).unwrap_or(around.seed),
         max_bad_rows: node("max_bad_rows").and_then(|n| reader.whole(n, "max_bad_rows", bounds::BAD_ROWS)).unwrap_or(0),
@@ -331,13 +336,13 @@ fn shard_rows(reader: &mut Reader, fields: &[Entry]) -> u64 {
     get(entries, "rows").and_then(|n| reader.whole(n, "rows", bounds::SHARD_ROWS)).unwrap_or(DEFAULT_SHARD_ROWS)
 }
 
-fn resources(reader: &mut Reader, fields: &[Entry]) -> Resources {
-    let mut resources = Resources { pool: "cpu".to_owned(), memory_mb: 2048 };
+fn resources(reader: &mut Reader, fields: &[Entry], around: &Surroundings<'_>, used: &mut Used) -> Resources {
+    let mut resources = Resources::new("cpu", 2048);
     let Some(node) = get(fields, "resources") else { return resources };
     let Some(entries) = reader.map(node, "resources", "resources: {pool: cpu, memory_mb: 2048}") else {
         return resources;
     };
-    reader.unknown_keys(entries, &["pool", "memory_mb"], "`resources`");
+    reader.unknown_keys(entries, &["pool", "memory_mb", "gpu_memory_mb", "limits"], "`resources`");
     if let Some(node) = get(entries, "pool")
         && let Some(pool) = reader.text(node, "pool")
     {
@@ -350,7 +355,42 @@ fn resources(reader: &mut Reader, fields: &[Entry]) -> Resources {
     if let Some(memory) = get(entries, "memory_mb").and_then(|n| reader.whole(n, "memory_mb", bounds::MEMORY_MB)) {
         resources.memory_mb = memory;
     }
+    resources.gpu_memory_mb =
+        get(entries, "gpu_memory_mb").and_then(|n| reader.whole(n, "gpu_memory_mb", bounds::GPU_MEMORY_MB));
+    if let Some(node) = get(entries, "limits") {
+        resources.limits = limits(reader, node, around, used);
+    }
     resources
+}
+
+/// The named limits of a stage, with their sizes.
+fn limits(reader: &mut Reader, node: &Rc<Node>, around: &Surroundings<'_>, used: &mut Used) -> BTreeMap<String, u32> {
+    let Content::List(items) = &node.content else {
+        if !matches!(node.content, Content::Broken) {
+            let message = format!("`limits` must be a list of names, not {}", node.describe());
+            reader.out.error(node.span, message, Some("write `limits: [NAME]`".to_owned()));
+        }
+        return BTreeMap::new();
+    };
+    let names = items.iter().filter_map(|item| limit_name(reader, item, around, used));
+    let names: Vec<String> = names.collect();
+    around.limits.iter().filter(|(name, _)| names.contains(name)).cloned().collect()
+}
+
+fn limit_name(reader: &mut Reader, node: &Rc<Node>, around: &Surroundings<'_>, used: &mut Used) -> Option<String> {
+    let name = reader.text(node, "limits")?;
+    let declared = around.limit_names;
+    if !declared.has(&name) {
+        let names = declared.names();
+        let help = match reader.out.closest(&name, names.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None if names.is_empty() => format!("declare it at the top: `limits: {{{}: 4}}`", shown(&name)),
+            None => format!("declared under `limits`: {}", list(&names)),
+        };
+        reader.out.error(node.span, format!("`{}` is not declared under `limits`", shown(&name)), Some(help));
+    }
+    used.insert(("limits", name.clone()));
+    Some(name)
 }
 
 fn retry(reader: &mut Reader, fields: &[Entry]) -> Retry {

@@ -4,5 +4,6 @@
 mod plans;
 mod policies;
 mod properties;
+mod rooms;
 mod stragglers;
 mod world;

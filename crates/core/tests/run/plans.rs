@@ -63,7 +63,10 @@ pub(crate) fn wide(shards: u64) -> Case {
         tables: (shards, 0),
         pool: false,
     };
-    build(&[draft(false, vec![]), draft(true, vec![]), draft(true, vec![1]), draft(false, vec![2])])
+    let mut case = build(&[draft(false, vec![]), draft(true, vec![]), draft(true, vec![1]), draft(false, vec![2])]);
+    // Tasks with a named limit have no second attempts.
+    case.plan.stages.iter_mut().for_each(|stage| stage.resources.limits.clear());
+    case
 }
 
 pub(crate) fn case() -> impl Strategy<Value = Case> {
@@ -92,7 +95,7 @@ pub(crate) fn stage(
         model: None,
         data: None,
         shard_rows,
-        resources: Resources { pool: "cpu".into(), memory_mb: 1 },
+        resources: Resources::new("cpu", 1),
         retry: Retry { max_attempts: 3, backoff_ms: 1000 },
         seed: 1,
         max_bad_rows: 0,
@@ -140,6 +143,12 @@ pub(crate) fn build(drafts: &[Draft]) -> Case {
         if draft.pool {
             planned.resources.pool = "gpu".into();
         }
+        // Some stages share a limit, some have two, most have none.
+        planned.resources.limits = match position % 5 {
+            1 => [("a".to_owned(), 2)].into(),
+            3 => [("a".to_owned(), 2), ("b".to_owned(), 1)].into(),
+            _ => BTreeMap::new(),
+        };
         case.plan.stages.push(planned);
         case.rows.push(rows);
         case.tables.push([("a".to_string(), draft.tables.0), ("b".to_string(), draft.tables.1)].into());

@@ -6,7 +6,7 @@ use rallrec_core::{
     kind::{Mode, StageKind},
     plan::{Plan, PlannedStage},
     run::{Effect, Event, Input, Next, Phase, Rejection, RunOutcome, RunState, TaskState, apply, decide, owed},
-    task::{ArtifactSummary, FailureClass, Outcome, TaskReport},
+    task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, TaskReport},
 };
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ pub(crate) fn report(task: TaskId, attempt: u32, outcome: Outcome) -> Input {
 }
 
 pub(crate) fn failed(class: FailureClass) -> Outcome {
-    Outcome::Failed { class, message: "it broke".into() }
+    Outcome::Failed { class, message: "it broke".into(), needed: MemoryMb::default() }
 }
 
 fn committed(rows: &[(&str, u64)]) -> Outcome {

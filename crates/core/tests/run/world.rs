@@ -11,7 +11,7 @@ use rallrec_core::{
         Effect, Event, Input, JournalRecord, Phase, RunOutcome, RunState, Running, Snapshot, TaskState, apply, decide,
         owed,
     },
-    task::{ArtifactSummary, FailureClass, Outcome, TaskOffer, TaskReport},
+    task::{ArtifactSummary, FailureClass, MemoryMb, Outcome, TaskOffer, TaskReport},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,10 +63,15 @@ impl World {
 
     /// Decides, journals, applies; dies on the way when told so.
     pub(crate) fn tell(&mut self, input: Input) {
+        let capacity = match &input {
+            Input::Capacity { slots, free } => Some((slots.clone(), *free as usize)),
+            _ => None,
+        };
         let events = match decide(&self.state, input, TimeMs(self.now)) {
             Ok(events) => events,
             Err(rejection) => return assert!(rejection.is_harmless(), "{rejection}"),
         };
+        let handed_out = events.len();
         let cut = self.cut_after.take_if(|_| !self.journal.is_empty());
         for (position, event) in events.into_iter().enumerate() {
             if cut == Some(position) {
@@ -78,6 +83,50 @@ impl World {
                 self.check_inputs(task, attempt);
             }
             self.journal.push(event);
+            self.check_limits();
+        }
+        if let Some((slots, free)) = capacity {
+            self.check_no_slot_is_left(&slots, free.saturating_sub(handed_out));
+        }
+    }
+
+    /// No named limit is passed, counted from the tasks alone.
+    fn check_limits(&self) {
+        for (name, (most, out)) in self.limits() {
+            assert!(out <= most, "{out} tasks of limit {name} are handed out, and {most} may be");
+            assert!(self.state.limits().any(|limit| limit == (name.as_str(), most, out)), "it is counted right");
+        }
+    }
+
+    fn limits(&self) -> BTreeMap<String, (u32, u32)> {
+        let mut limits: BTreeMap<String, (u32, u32)> = BTreeMap::new();
+        for stage in &self.case.plan.stages {
+            limits.extend(stage.resources.limits.iter().map(|(name, most)| (name.clone(), (*most, 0))));
+        }
+        let out: Vec<TaskId> = self.tasks().flat_map(|task| self.state.under_way(task).map(move |_| task)).collect();
+        for task in out {
+            for name in self.case.plan.stages[task.stage as usize].resources.limits.keys() {
+                limits.get_mut(name).unwrap().1 += 1;
+            }
+        }
+        limits
+    }
+
+    /// Slots are left over only when no task may have them.
+    fn check_no_slot_is_left(&self, slots: &Slots, left: usize) {
+        if left == 0 || self.state.phase() != Phase::Active {
+            return;
+        }
+        let limits = self.limits();
+        for task in self.tasks() {
+            let Some(TaskState::Ready(ready)) = self.state.task(task) else { continue };
+            let names = self.case.plan.stages[task.stage as usize].resources.limits.keys();
+            let open = names.into_iter().all(|name| limits[name].1 < limits[name].0);
+            let due = ready.not_before.0 <= self.now;
+            assert!(
+                !(open && due && slots.serve(self.state.lane_of_task(task).unwrap())),
+                "{task} could have had one of {left} slots"
+            );
         }
     }
 
@@ -187,7 +236,8 @@ impl World {
     }
 
     pub(crate) fn fail(&mut self, offer: &TaskOffer, worker: &WorkerId, class: FailureClass) {
-        self.inbox.push(report(offer, worker, Outcome::Failed { class, message: "drawn".into() }));
+        let needed = MemoryMb { host: u64::from(offer.attempt.0 % 3) * 3000, gpu: 0 };
+        self.inbox.push(report(offer, worker, Outcome::Failed { class, message: "drawn".into(), needed }));
     }
 
     /// Does what is owed and delivers every word, once.

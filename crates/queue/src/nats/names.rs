@@ -32,17 +32,20 @@ impl Names {
         format!("rallrec.{}.offer.>", self.cluster)
     }
 
+    /// What a lane needs comes first: so no lane's filter overlaps one that an earlier version, which knew no needs, has
+    /// left on the server.
     pub(crate) fn offers_of_lane(&self, lane: &Lane) -> String {
-        format!("rallrec.{}.offer.{}.{}.>", self.cluster, lane.pool, model(lane))
+        format!("rallrec.{}.offer.{}.{}.{}.>", self.cluster, lane.room(), lane.pool, model(lane))
     }
 
     pub(crate) fn offers_of_run(&self, run: &RunId) -> String {
-        format!("rallrec.{}.offer.*.*.{run}.>", self.cluster)
+        format!("rallrec.{}.offer.*.*.*.{run}.>", self.cluster)
     }
 
     pub(crate) fn offer(&self, lane: &Lane, run: &RunId, name: OfferName) -> String {
         let OfferName { task: TaskId { stage, shard }, attempt } = name;
-        format!("rallrec.{}.offer.{}.{}.{run}.{stage}.{shard}.{attempt}", self.cluster, lane.pool, model(lane))
+        let (room, pool, model) = (lane.room(), &lane.pool, model(lane));
+        format!("rallrec.{}.offer.{room}.{pool}.{model}.{run}.{stage}.{shard}.{attempt}", self.cluster)
     }
 
     /// The offer that a subject of [`Self::offer`] or [`Self::log`] is of.
@@ -66,7 +69,7 @@ impl Names {
     }
 
     pub(crate) fn consumer(lane: &Lane) -> String {
-        format!("{}_{}", lane.pool, model(lane))
+        format!("{}_{}_{}", lane.pool, model(lane), lane.room())
     }
 
     /// What workers say of themselves; with `None` of all of them.
@@ -106,14 +109,20 @@ fn is_token(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rallrec_core::lane::Room;
 
     #[test]
     fn an_offer_is_known_by_its_subject() {
         let names = Names::new("main").unwrap();
-        let lane = Lane { pool: "gpu".into(), model: Some("ab12".into()) };
+        let lane = Lane {
+            pool: "gpu".into(),
+            model: Some("ab12".into()),
+            least: Room { gpu_gib: 16, host_gib: 2 },
+            wanted: Room { gpu_gib: 20, host_gib: 2 },
+        };
         let name = OfferName { task: TaskId { stage: 3, shard: 70 }, attempt: Attempt(2) };
         let subject = names.offer(&lane, &RunId("20261123-1".into()), name);
-        assert_eq!(subject, "rallrec.main.offer.gpu.ab12.20261123-1.3.70.2");
+        assert_eq!(subject, "rallrec.main.offer.m2g16-m2g20.gpu.ab12.20261123-1.3.70.2");
         assert_eq!(Names::offer_name(&subject), Some(name));
         assert_eq!(Names::offer_name("rallrec.main.offer.x"), None);
     }
