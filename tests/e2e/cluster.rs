@@ -98,12 +98,18 @@ impl Cluster {
     }
 
     pub(crate) fn worker(&self, name: &str) -> Process {
-        self.named_worker(name).0
+        self.worker_with(name, "")
     }
 
-    /// A worker, and the name that it goes by.
-    fn named_worker(&self, name: &str) -> (Process, String) {
-        let config = self.config(&format!("worker-{name}.toml"), "device = \"cpu\"\ngrace_seconds = 5");
+    /// With these lines in its file.
+    pub(crate) fn worker_with(&self, name: &str, lines: &str) -> Process {
+        self.named_worker(name, lines).0
+    }
+
+    /// With these lines in its file; and the name that it goes by.
+    fn named_worker(&self, name: &str, lines: &str) -> (Process, String) {
+        let lines = format!("device = \"cpu\"\ngrace_seconds = 5\n{lines}");
+        let config = self.config(&format!("worker-{name}.toml"), &lines);
         let (process, first) = self.service(&["worker", "--config", &config]);
         let id = first.split(' ').skip_while(|word| *word != "worker").nth(1).expect("its name");
         (process, id.to_owned())
@@ -207,7 +213,7 @@ fn the_leader_and_a_worker_are_killed() {
 fn a_task_that_takes_too_long_has_a_second_attempt_on_another_worker() {
     let mut cluster = Cluster::new();
     let _leader = cluster.coordinator();
-    let (slow, its_name) = cluster.named_worker("a");
+    let (slow, its_name) = cluster.named_worker("a", "");
     let _other = cluster.worker("b");
     let fan = ["submit", "pipelines/fan.yaml", "--set", "tasks=5", "--set", "milliseconds=1500"];
     let run = cluster.ask(&fan).trim().to_owned();
