@@ -105,7 +105,7 @@ async fn a_damaged_snapshot_costs_nothing() {
     let whole = journal.reopened();
     let (next, kept) = journal.snapshots.lock().unwrap().last_key_value().map(|(n, kept)| (*n, kept.clone())).unwrap();
     let state = rallrec_coordinator::replay(&mut whole.reopened()).await.unwrap().unwrap();
-    let newer = String::from_utf8(kept.clone()).unwrap().replacen("\"version\":1", "\"version\":2", 1).into_bytes();
+    let newer = String::from_utf8(kept.clone()).unwrap().replacen("\"version\":2", "\"version\":3", 1).into_bytes();
     for damaged in [kept[..kept.len() / 2].to_vec(), newer, b"{}".to_vec()] {
         journal.snapshots.lock().unwrap().insert(next, damaged);
         let again = rallrec_coordinator::replay(&mut whole.reopened()).await.unwrap().unwrap();
