@@ -97,7 +97,7 @@ impl Record {
                 self.outcome = None;
                 at
             }
-            Event::RunTakenOver { at } => at,
+            Event::RunTakenOver { at } | Event::StageOutgrown { at, .. } => at,
             Event::TaskReused { at, .. } => {
                 self.reused += 1;
                 at

@@ -2,8 +2,9 @@
 //!
 //! Pure: beats, demands and the time come in; who is lost, orders and grants come out. Which worker asks which lanes is
 //! `place`'s. Slots of a lane are shared by the runs that wait on it: the highest priority first, equals by their weights,
-//! and what one does not need goes to the others. A slot that nothing waits for may have a second attempt (`spare`).
-//! Deliberately not here: what becomes of a lost worker's tasks (each run's own matter, [`crate::run`]), and sending anything.
+//! and what one does not need goes to the others; `limits` shares named limits over all runs in the same way. A slot that
+//! nothing waits for may have a second attempt (`spare`). Deliberately not here: what becomes of a lost worker's tasks (each
+//! run's own matter, [`crate::run`]), and sending anything.
 
 mod limits;
 mod place;

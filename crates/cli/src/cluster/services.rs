@@ -110,7 +110,7 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         sources: Arc::new(MachinePlaces { place, fetching: Mutex::new(()) }),
         cancel: Cancel::default(),
         board: Board::default(),
-        memory: MemoryMb { host: memory_mb, gpu: gpu_memory_mb.unwrap_or(0) },
+        memory: MemoryMb { host: memory.host_mb, gpu: memory.gpu_mb.unwrap_or(0) },
         progress_every: PROGRESS_EVERY,
         words: Some(words.clone()),
     };
