@@ -9,6 +9,7 @@ mod cluster_s3;
 mod golden;
 mod kill;
 mod operations;
+mod partition;
 mod pipeline;
 mod provider;
 mod s3;
