@@ -8,6 +8,8 @@ Rows, each in its own scratch folder on the same disk:
                                   every result is committed and synced to the disk before it counts
   the same run again              everything is reused
   a chain of 40 tasks of 10 ms    as in Windmill's suite
+  dispatch                        in a chain of 400 tasks of 1 ms: from the commit that makes a task ready to the record that
+                                  a worker has begun it, as the coordinator's journal tells (p50 and p99)
   ray, dask                       the same fan and chain, whose results are kept in memory only (--peers: a Python that
                                   has `ray` and `distributed`)
 
@@ -18,6 +20,7 @@ import argparse, json, os, pathlib, shutil, socket, subprocess, sys, tempfile, t
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHAIN, NAP = 40, 10
+DISPATCHES, BLINK = 400, 1
 
 PEER = '''
 import sys, time
@@ -62,13 +65,25 @@ def free_port():
         return s.getsockname()[1]
 
 
-def chain_pipeline(folder):
-    lines = ["rallrec: 1", "name: chain", "stages:", "  link-0:", "    kind: rows"]
-    for i in range(1, CHAIN + 1):
-        lines += [f"  link-{i}:", "    kind: wait", f"    needs: {{rows: link-{i - 1}}}", f"    with: {{milliseconds: {NAP}}}"]
-    path = folder / "chain.yaml"
+def chain_pipeline(folder, links=CHAIN, milliseconds=NAP):
+    # Another row count makes other keys, so that no chain finds another's results.
+    lines = ["rallrec: 1", f"name: chain-{links}", "stages:", "  link-0:", "    kind: rows", f"    with: {{count: {links}}}"]
+    for i in range(1, links + 1):
+        lines += [f"  link-{i}:", "    kind: wait", f"    needs: {{rows: link-{i - 1}}}", f"    with: {{milliseconds: {milliseconds}}}"]
+    path = folder / f"chain-{links}.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def dispatch(store):
+    """p50 and p99 of the milliseconds from a link's commit to the next one's start, of the latest run in a store."""
+    run = max((store / "runs").iterdir())  # their names begin with the time
+    events = []
+    for record in sorted((run / "journal").iterdir()):
+        events += json.loads(record.read_text().split("\n", 1)[1])["events"]
+    at = {name: {e["task"]["stage"]: e["at"] for e in events if e["event"] == name} for name in ["task_committed", "task_started"]}
+    waits = sorted(at["task_started"][link] - at["task_committed"][link - 1] for link in range(1, DISPATCHES + 1))
+    return waits[len(waits) // 2], waits[len(waits) * 99 // 100]
 
 
 def timed(command, environment, quiet=True):
@@ -90,7 +105,9 @@ def embedded(options, folder):
     environment = {**os.environ, "RALLREC_HOME": str(folder / "home")}
     run = [options.rallrec, "run", "--slots", str(options.slots)]
     fan = [*run, ROOT / "pipelines/fan.yaml", "--set", f"tasks={options.tasks}"]
-    return timed(fan, environment), timed(fan, environment), timed([*run, chain_pipeline(folder)], environment)
+    figures = timed(fan, environment), timed(fan, environment), timed([*run, chain_pipeline(folder)], environment)
+    timed([*run, chain_pipeline(folder, DISPATCHES, BLINK)], environment)
+    return *figures, dispatch(folder / "home" / "store")
 
 
 def cluster(options, folder):
@@ -125,7 +142,9 @@ def cluster(options, folder):
         took = timed(fan, environment)
         spent = [1e6 * (cpu_seconds(service) - b) / options.tasks for service, b in zip(services, before)]
         print("cluster: CPU a task: nats-server {:.0f} us, coordinator {:.0f} us, worker {:.0f} us".format(*spent))
-        return took, timed([*fan, "--new"], environment), timed([*submit, chain_pipeline(folder)], environment)
+        figures = took, timed([*fan, "--new"], environment), timed([*submit, chain_pipeline(folder)], environment)
+        timed([*submit, chain_pipeline(folder, DISPATCHES, BLINK)], environment)
+        return *figures, dispatch(store)
     finally:
         for service in reversed(services):
             service.terminate()
@@ -158,7 +177,7 @@ def main():
         for name in ["ray", "dask"] if options.peers else []:
             (folder := scratch / name).mkdir()
             fan, chain = peer(options, name, folder)
-            rows.append((name, fan, None, chain))
+            rows.append((name, fan, None, chain, None))
         for name, measure in [("run", embedded), ("cluster", cluster)]:
             if options.only in (None, name):
                 (folder := scratch / name).mkdir()
@@ -166,10 +185,11 @@ def main():
     peers = [row for row in rows if not row[0].startswith("rallrec")]
     fastest = min((row[1] for row in peers), default=None)
     print(f"{options.tasks} tasks, {options.slots} slots; load {os.getloadavg()[0]:.1f}")
-    for name, fan, again, chain in rows:
+    for name, fan, again, chain, waits in rows:
         ratio = f", {fastest / fan:.2f} x the fastest peer" if fastest and name.startswith("rallrec") else ""
         reused = f"; again {again:.2f} s" if again is not None else ""
-        print(f"{name:16} fan {fan:7.2f} s = {options.tasks / fan:7.0f} tasks/s{ratio}{reused}; chain of {CHAIN} x {NAP} ms {chain:.2f} s")
+        waited = f"; dispatch p50 {waits[0]} ms, p99 {waits[1]} ms" if waits else ""
+        print(f"{name:16} fan {fan:7.2f} s = {options.tasks / fan:7.0f} tasks/s{ratio}{reused}; chain of {CHAIN} x {NAP} ms {chain:.2f} s{waited}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ use rallrec_core::{
     plan::Plan,
     run::{
         Event, IllegalTransition, Input, JournalRecord, Phase, PlanDefect, RecordError, ReplayError, RunOutcome,
-        RunState, TaskError,
+        RunState, Snapshot, TaskError, apply,
     },
     task::{ArtifactSummary, TaskReport},
 };
@@ -42,6 +42,9 @@ pub(crate) const MAX_SIGNALS: usize = 256;
 
 /// Tasks that the store is asked about at once: what it answers makes one journal record, so fewer would wait for records.
 pub(crate) const PROBES: usize = 1024;
+
+/// Records after which the next snapshot is kept: replaying these takes a second or so.
+pub(crate) const SNAPSHOT_RECORDS: u64 = 1000;
 
 /// How many tasks may be handed out at once.
 #[derive(Clone, Debug)]
@@ -59,12 +62,14 @@ pub struct Settings {
     pub capacity: Capacity,
     /// Tasks that the store is asked about at once.
     pub probes: usize,
+    /// Journal records between two snapshots.
+    pub snapshot_records: u64,
 }
 
 impl Settings {
-    /// These slots, and 1,024 probes at once.
+    /// These slots, 1,024 probes at once, and a snapshot every 1,000 records.
     pub fn new(slots: BTreeMap<String, u32>) -> Self {
-        Self { capacity: Capacity::Slots(slots), probes: PROBES }
+        Self { capacity: Capacity::Slots(slots), probes: PROBES, snapshot_records: SNAPSHOT_RECORDS }
     }
 }
 
@@ -129,6 +134,14 @@ pub enum DriverError {
     /// The journal's events are not those of one run.
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    /// A record does not fit what came before it.
+    #[error("record {record} of the journal: {source}; start a new run (finished artifacts are reused)")]
+    Journal {
+        /// Number of the record.
+        record: u64,
+        /// What does not fit.
+        source: IllegalTransition,
+    },
     /// The plan cannot be run.
     #[error(transparent)]
     Plan(#[from] PlanDefect),
@@ -181,6 +194,8 @@ pub(crate) enum Signal {
     Probed { asked: Vec<(TaskId, u32)>, found: Result<Vec<Option<ArtifactSummary>>, StoreError> },
     /// The queue took an offer, or withdrew what it had.
     Sent(Result<(), QueueError>),
+    /// A snapshot is in the store, or is not.
+    Kept(Result<(), StoreError>),
     /// A task's wait for its next attempt is over.
     Wake,
     /// The caller said something; `None`: it never will again.
@@ -193,7 +208,7 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     /// # Errors
     /// When the run has begun already, a pool has no slots, or the store or the queue cannot be reached.
     pub async fn start(mut self, run: RunId, plan: Arc<Plan>) -> Result<RunEnd, DriverError> {
-        if !self.journal.replay().await?.is_empty() {
+        if !self.journal.replay(0).await?.is_empty() {
             return Err(DriverError::Begun { run });
         }
         let state = RunState::new(run, plan)?;
@@ -237,14 +252,7 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
     }
 
     async fn replayed(&mut self) -> Result<RunState, DriverError> {
-        let mut events = Vec::new();
-        for record in self.journal.replay().await? {
-            events.extend(JournalRecord::decode(&record)?.events);
-        }
-        if events.is_empty() {
-            return Err(DriverError::NothingToResume);
-        }
-        Ok(RunState::replay(&events)?)
+        replay(&mut self.journal).await?.ok_or(DriverError::NothingToResume)
     }
 
     async fn drive(mut self, state: RunState, first: Input) -> Result<RunEnd, DriverError> {
@@ -318,8 +326,50 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
             (self.observer)(Notice::Event(event));
         }
         (self.observer)(Notice::State(&turn.state));
+        turn.records += 1;
+        if turn.records.is_multiple_of(self.settings.snapshot_records.max(1)) {
+            let kept = self.journal.keep(turn.state.snapshot().encode()?);
+            turn.in_flight.push(kept.map(Signal::Kept).boxed());
+        }
         Ok(())
     }
+}
+
+/// The state that a journal comes to; `None` when it is empty. A snapshot that cannot be used is passed over.
+///
+/// # Errors
+/// When the store cannot be reached, or the journal is damaged or of another version.
+pub async fn replay(journal: &mut impl Journal) -> Result<Option<RunState>, DriverError> {
+    let (first, mut state) = restored(journal).await?.map_or((0, None), |(next, state)| (next, Some(state)));
+    for (number, record) in (first..).zip(journal.replay(first).await?) {
+        let record = JournalRecord::decode(&record)?;
+        let mut events = &record.events[..];
+        if state.is_none() {
+            let Some((first, later)) = events.split_first() else { continue };
+            state = Some(RunState::replay([first])?);
+            events = later;
+        }
+        let Some(state) = &mut state else { continue };
+        let applied = events.iter().try_for_each(|event| apply(state, event));
+        applied.map_err(|source| DriverError::Journal { record: number, source })?;
+    }
+    Ok(state)
+}
+
+/// The state of the latest snapshot, and the number of the first record after it.
+async fn restored(journal: &mut impl Journal) -> Result<Option<(u64, RunState)>, DriverError> {
+    let restore = |bytes: &[u8]| RunState::restore(Snapshot::decode(bytes)?).map_err(DriverError::from);
+    let damage = match journal.snapshot().await {
+        Ok(None) => return Ok(None),
+        Ok(Some((next, bytes))) => match restore(&bytes) {
+            Ok(state) => return Ok(Some((next, state))),
+            Err(error) => error,
+        },
+        Err(error @ StoreError::Journal { .. }) => error.into(),
+        Err(error) => return Err(error.into()),
+    };
+    tracing::warn!(error = %damage, "the latest snapshot cannot be used; the whole journal is read instead");
+    Ok(None)
 }
 
 fn end(outcome: RunOutcome, state: &RunState) -> RunEnd {

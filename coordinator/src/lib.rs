@@ -13,6 +13,6 @@ mod ports;
 mod turn;
 
 pub use clock::{Clock, SystemClock};
-pub use driver::{Capacity, Control, Driver, DriverError, Notice, Observer, RunEnd, Settings};
+pub use driver::{Capacity, Control, Driver, DriverError, Notice, Observer, RunEnd, Settings, replay};
 pub use logs::{LogError, LogReader};
 pub use ports::{Artifacts, Journal};

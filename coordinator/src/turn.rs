@@ -29,6 +29,8 @@ pub(crate) struct Turn<A> {
     pub(crate) unwritten: Vec<Event>,
     /// Effects under way. Each may be dropped: what it was for is still owed.
     pub(crate) in_flight: FuturesUnordered<BoxFuture<'static, Signal>>,
+    /// Journal records that were put.
+    pub(crate) records: u64,
     /// Whether the caller may still say something.
     pub(crate) heeds_control: bool,
     probing: BTreeSet<(TaskId, u32)>,
@@ -52,6 +54,7 @@ impl<A: Artifacts> Turn<A> {
             state,
             unwritten: Vec::new(),
             in_flight: FuturesUnordered::new(),
+            records: 0,
             heeds_control: true,
             probing: BTreeSet::new(),
             offered: BTreeSet::new(),
@@ -99,6 +102,9 @@ impl<A: Artifacts> Turn<A> {
                 }
             }
             Signal::Sent(sent) => sent?,
+            // The next one will do; until then more records are replayed.
+            Signal::Kept(Err(error)) => tracing::warn!(%error, "a snapshot could not be kept"),
+            Signal::Kept(Ok(())) => {}
             // Slots are filled at the end of every turn.
             Signal::Wake => {}
             Signal::Control(None) => self.heeds_control = false,

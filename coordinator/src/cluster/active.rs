@@ -102,6 +102,8 @@ pub(super) struct Surroundings {
     pub(super) progress: broadcast::Sender<(RunId, Bytes)>,
     /// Hears how runs are.
     pub(super) watcher: RunWatcher,
+    /// Records of a run's journal between two snapshots.
+    pub(super) snapshot_records: u64,
 }
 
 impl Active {
@@ -127,7 +129,11 @@ impl Active {
             journal: Records::of_run(around.store.clone(), run, around.name.clone()).in_term(around.term),
             queue: Arc::clone(&queue),
             clock: Arc::clone(&around.clock),
-            settings: Settings { capacity: Capacity::Granted, probes: crate::driver::PROBES },
+            settings: Settings {
+                capacity: Capacity::Granted,
+                probes: crate::driver::PROBES,
+                snapshot_records: around.snapshot_records,
+            },
             control: heard,
             observer: Box::new(move |notice| match notice {
                 Notice::State(state) => {

@@ -4,7 +4,7 @@
 //! ([`super::Coordinator`]); simulations bring their own, and run the very same coordinator.
 
 use super::{LeaderError, leader, service, standby};
-use crate::Clock;
+use crate::{Clock, driver::SNAPSHOT_RECORDS};
 use rallrec_core::run::RunState;
 use rallrec_queue::LeaderEnd;
 use rallrec_store::Store;
@@ -27,6 +27,7 @@ pub struct Candidate {
     pub(super) address: String,
     pub(super) role: Arc<service::Role>,
     pub(super) watcher: RunWatcher,
+    pub(super) snapshot_records: u64,
 }
 
 impl Candidate {
@@ -39,7 +40,14 @@ impl Candidate {
         address: impl Into<String>,
     ) -> Self {
         let (name, address) = (name.into(), address.into());
-        Self { store, network, clock, name, address, role: Arc::default(), watcher: Arc::new(|_| {}) }
+        let (role, watcher) = (Arc::default(), Arc::new(|_: &RunState| {}));
+        Self { store, network, clock, name, address, role, watcher, snapshot_records: SNAPSHOT_RECORDS }
+    }
+
+    /// Keeps a snapshot of a run after so many records of its journal.
+    #[must_use]
+    pub fn with_snapshots_every(self, snapshot_records: u64) -> Self {
+        Self { snapshot_records, ..self }
     }
 
     /// Lets somebody see the runs that it drives.

@@ -85,6 +85,7 @@ pub(super) async fn lead(candidate: &Candidate, term: Term) -> Result<(), Leader
         turned: Arc::new(Notify::new()),
         progress: broadcast::channel(1024).0,
         watcher: Arc::clone(&candidate.watcher),
+        snapshot_records: candidate.snapshot_records,
     };
     candidate.role.lead(asks, around.progress.clone());
     let mut leader = Leader {

@@ -97,6 +97,24 @@ async fn a_crash_at_any_journal_record_is_resumed() {
     assert!(survived > 20, "only {survived} crashes");
 }
 
+/// A snapshot is read for speed; the journal alone is enough.
+#[tokio::test]
+async fn a_damaged_snapshot_costs_nothing() {
+    let (store, journal) = (SimStore::default(), SimJournal { dies_at: Some(9), ..SimJournal::default() });
+    process(&store, &journal, Temper::good()).start(&plan(13)).await.unwrap_err();
+    let whole = journal.reopened();
+    let (next, kept) = journal.snapshots.lock().unwrap().last_key_value().map(|(n, kept)| (*n, kept.clone())).unwrap();
+    let state = rallrec_coordinator::replay(&mut whole.reopened()).await.unwrap().unwrap();
+    let newer = String::from_utf8(kept.clone()).unwrap().replacen("\"version\":1", "\"version\":2", 1).into_bytes();
+    for damaged in [kept[..kept.len() / 2].to_vec(), newer, b"{}".to_vec()] {
+        journal.snapshots.lock().unwrap().insert(next, damaged);
+        let again = rallrec_coordinator::replay(&mut whole.reopened()).await.unwrap().unwrap();
+        assert_eq!(again, state);
+    }
+    assert_eq!(process(&store, &whole, Temper::good()).resume().await.unwrap(), RunEnd::Done);
+    check_journal(&journal.events());
+}
+
 #[tokio::test]
 async fn a_coordinator_that_was_overtaken_stops() {
     let (objects, store) = (Store::memory(), SimStore::default());

@@ -50,6 +50,8 @@ impl Artifacts for SimStore {
 #[derive(Clone, Default)]
 pub(crate) struct SimJournal {
     pub(crate) records: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// By the number of the first record after it.
+    pub(crate) snapshots: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
     pub(crate) next: usize,
     pub(crate) dies_at: Option<usize>,
     pub(crate) dies_after_write: bool,
@@ -62,15 +64,29 @@ impl SimJournal {
 
     /// What another process sees.
     pub(crate) fn reopened(&self) -> Self {
-        Self { records: Arc::clone(&self.records), ..Self::default() }
+        Self { records: Arc::clone(&self.records), snapshots: Arc::clone(&self.snapshots), ..Self::default() }
     }
 }
 
 impl Journal for SimJournal {
-    async fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
-        let records = self.records.lock().unwrap().clone();
+    async fn snapshot(&mut self) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
+        let snapshots = self.snapshots.lock().unwrap();
+        Ok(snapshots.last_key_value().map(|(next, bytes)| (*next, bytes.clone())))
+    }
+
+    async fn replay(&mut self, first: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        let records = self.records.lock().unwrap();
         self.next = records.len();
-        Ok(records)
+        Ok(records[first as usize..].to_vec())
+    }
+
+    fn keep(&self, snapshot: Vec<u8>) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+        let (snapshots, next) = (Arc::clone(&self.snapshots), self.next as u64);
+        async move {
+            tokio::task::yield_now().await;
+            snapshots.lock().unwrap().entry(next).or_insert(snapshot);
+            Ok(())
+        }
     }
 
     async fn append(&mut self, record: &[u8]) -> Result<(), StoreError> {
@@ -143,10 +159,24 @@ pub(crate) enum AnyJournal {
 }
 
 impl Journal for AnyJournal {
-    async fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
+    async fn snapshot(&mut self) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
         match self {
-            Self::Sim(journal) => journal.replay().await,
-            Self::Real(journal) => journal.replay().await,
+            Self::Sim(journal) => journal.snapshot().await,
+            Self::Real(journal) => journal.snapshot().await,
+        }
+    }
+
+    async fn replay(&mut self, first: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        match self {
+            Self::Sim(journal) => journal.replay(first).await,
+            Self::Real(journal) => journal.replay_from(first).await,
+        }
+    }
+
+    fn keep(&self, snapshot: Vec<u8>) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+        match self {
+            Self::Sim(journal) => journal.keep(snapshot).boxed(),
+            Self::Real(journal) => journal.keep_snapshot(&snapshot).boxed(),
         }
     }
 
@@ -169,7 +199,7 @@ impl Process {
             journal,
             queue: Arc::clone(&queue) as Arc<dyn CoordinatorEnd>,
             clock: Arc::new(JumpingClock::default()),
-            settings: Settings::new([("cpu".to_string(), 2)].into()),
+            settings: Settings { snapshot_records: 3, ..Settings::new([("cpu".to_string(), 2)].into()) },
             control: heard,
             observer: Box::new(move |notice| {
                 seen.lock().unwrap().push(match notice {

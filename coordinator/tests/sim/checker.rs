@@ -11,7 +11,7 @@ use rallrec_coordinator::cluster::ClusterRecord;
 use rallrec_core::{
     ids::{Attempt, RunId, TaskId, WorkerId},
     key::Key,
-    run::{Event, JournalRecord, Next, Phase, RunOutcome, RunState},
+    run::{Event, JournalRecord, Next, Phase, RunOutcome, RunState, Snapshot},
     task::{FailureClass, TaskOffer},
 };
 use rallrec_store::Manifest;
@@ -69,6 +69,8 @@ pub(crate) struct Figures {
     pub(crate) begun_in_vain: u64,
     pub(crate) terms: u64,
     pub(crate) records: u64,
+    /// Snapshots that were kept, and held against the records before them.
+    pub(crate) snapshots: u64,
     pub(crate) losses: u64,
 }
 
@@ -287,7 +289,7 @@ async fn check_run(shared: &Shared, run: &RunId) -> Result<(), String> {
     Ok(())
 }
 
-/// The run at each of its ends, as the journal tells.
+/// The run at each of its ends, as the journal tells. Each snapshot must be what the records before it come to.
 async fn replay(shared: &Shared, run: &RunId) -> Result<Vec<RunState>, String> {
     let (mut events, mut states) = (Vec::new(), Vec::new());
     for number in 0.. {
@@ -297,6 +299,17 @@ async fn replay(shared: &Shared, run: &RunId) -> Result<Vec<RunState>, String> {
         let end = bytes.iter().position(|b| *b == b'\n').unwrap();
         events.extend(JournalRecord::decode(&bytes[end + 1..]).unwrap().events);
         let state = RunState::replay(&events).map_err(|e| e.to_string())?;
+        let path = Path::from(format!("runs/{run}/snapshots/{:012}.json", number + 1));
+        if let Ok(found) = shared.objects.get(&path).await {
+            let bytes = found.bytes().await.unwrap();
+            let end = bytes.iter().position(|b| *b == b'\n').unwrap();
+            let restored =
+                RunState::restore(Snapshot::decode(&bytes[end + 1..]).unwrap()).map_err(|e| e.to_string())?;
+            if restored != state {
+                return Err(format!("{path} is not what the records before it come to"));
+            }
+            lock(&shared.history.told).figures.snapshots += 1;
+        }
         if matches!(state.phase(), Phase::Finished(_)) {
             states.push(state);
         }

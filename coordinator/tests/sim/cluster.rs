@@ -27,6 +27,9 @@ use tokio::time::sleep;
 const COORDINATORS: usize = 3;
 const WORKERS: usize = 3;
 
+/// Records of a run between its snapshots: few, so that nearly every take-over goes on from one.
+const SNAPSHOT_RECORDS: u64 = 3;
+
 /// Longest storm.
 const STORM: Duration = Duration::from_secs(180);
 
@@ -130,7 +133,8 @@ impl Cluster {
                 let history = Arc::clone(&self.shared.history);
                 let clock = Arc::new(NodeClock(Arc::clone(&node)));
                 let candidate = Candidate::new(store, link.clone(), clock, node.name.clone(), address.clone())
-                    .watched_by(Arc::new(move |state| history.seen(state)));
+                    .watched_by(Arc::new(move |state| history.seen(state)))
+                    .with_snapshots_every(SNAPSHOT_RECORDS);
                 lock(&self.directory).insert(address.clone(), Arc::new(candidate.interface()));
                 tokio::select! {
                     biased;

@@ -87,6 +87,7 @@ struct Total {
     begun_in_vain: u64,
     terms: u64,
     records: u64,
+    snapshots: u64,
     losses: u64,
     virtual_ms: u64,
     broken: Vec<(u64, String)>,
@@ -104,6 +105,7 @@ impl Total {
                 self.begun_in_vain += outcome.figures.begun_in_vain;
                 self.terms += outcome.figures.terms;
                 self.records += outcome.figures.records;
+                self.snapshots += outcome.figures.snapshots;
                 self.losses += outcome.figures.losses;
                 self.virtual_ms += outcome.virtual_ms;
                 self.broken.extend(outcome.violations.into_iter().map(|broken| (seed, broken)));
@@ -113,11 +115,12 @@ impl Total {
 
     fn print(&self, took: std::time::Duration) {
         println!(
-            "{} seeds in {took:.1?}: {} simulated hours, {} terms, {} records, {} tasks, {} attempts begun ({} in vain), {} lost",
+            "{} seeds in {took:.1?}: {} simulated hours, {} terms, {} records, {} snapshots, {} tasks, {} attempts begun ({} in vain), {} lost",
             self.seeds,
             self.virtual_ms / 3_600_000,
             self.terms,
             self.records,
+            self.snapshots,
             self.tasks,
             self.begun,
             self.begun_in_vain,

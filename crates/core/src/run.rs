@@ -6,7 +6,8 @@
 //!
 //! The caller journals events before it performs anything that follows from them. After a crash
 //! [`RunState::replay`] gives the same state, [`Input::Resume`] says that the workers are gone, and [`owed`] goes
-//! on from there: there is no second path. Any prefix of the events is a state that can be resumed.
+//! on from there: there is no second path. Any prefix of the events is a state that can be resumed. A [`Snapshot`] stands
+//! for the events before it.
 //!
 //! Choices, simplest correct rule first:
 //! - every stage of the plan is made present, also one whose consumers all are present already;
@@ -26,6 +27,7 @@ mod owed;
 mod record;
 mod retry;
 mod shards;
+mod snapshot;
 mod state;
 mod view;
 
@@ -37,5 +39,6 @@ pub use owed::{Effect, owed};
 pub use record::{JournalRecord, RecordError};
 pub use retry::{MAX_BACKOFF_MS, MAX_LOSSES};
 pub use shards::{MAX_SHARDS, Shards};
+pub use snapshot::Snapshot;
 pub use state::{Done, Failed, Phase, Ready, ReplayError, RunState, Running, TaskState, Unprobed};
 pub use view::{RunView, StageView, TaskError};

@@ -1,7 +1,9 @@
 //! Journals: numbered records put by create-if-absent. Whoever continues the numbering owns what it tells of; the next
 //! put of anyone else conflicts, and tells it to stop. Who writes in a term cannot continue what a later term has written.
 //!
-//! A record is a line that names its writer, and its term where there is one, and then its payload.
+//! A record is a line that names its writer, and its term where there is one, and then its payload. A snapshot looks the same,
+//! lies beside the journal under the number of the record that comes after it, and stands for all records before that.
+//! Those stay: what a snapshot says can always be had without it.
 
 use crate::{READS_AT_ONCE, Store, StoreError, run_path};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -13,6 +15,7 @@ use rallrec_core::ids::RunId;
 pub struct Records {
     store: Store,
     folder: Path,
+    snapshots: Path,
     writer: String,
     /// Terms are a cluster's: `None` continues whatever is there.
     term: Option<u64>,
@@ -25,12 +28,15 @@ const TERM: &str = " term ";
 impl Records {
     /// The journal of `run`. `writer` tells this coordinator's records from every other's, and must be unique to it.
     pub fn of_run(store: Store, run: &RunId, writer: impl Into<String>) -> Self {
-        Self { folder: run_path(run, "journal"), store, writer: writer.into(), term: None, next: 0 }
+        let (folder, snapshots) = (run_path(run, "journal"), run_path(run, "snapshots"));
+        Self { folder, snapshots, store, writer: writer.into(), term: None, next: 0 }
     }
 
     /// The journal of the cluster: who leads, and which runs there are.
     pub fn of_cluster(store: Store, writer: impl Into<String>) -> Self {
-        Self { folder: Path::from_iter(["cluster", "journal"]), store, writer: writer.into(), term: None, next: 0 }
+        let folder = |name| Path::from_iter(["cluster", name]);
+        let (folder, snapshots) = (folder("journal"), folder("snapshots"));
+        Self { folder, snapshots, store, writer: writer.into(), term: None, next: 0 }
     }
 
     /// Writes in this term of the cluster.
@@ -75,18 +81,61 @@ impl Records {
     /// [`StoreError::Conflict`] when a later term has written; else when the store cannot be reached, or a record is missing
     /// or not one of ours.
     pub async fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.replay_from(0).await
+    }
+
+    /// The payloads from record `first` on, in order, as [`Self::replay`] gives them.
+    ///
+    /// # Errors
+    /// As those of [`Self::replay`].
+    pub async fn replay_from(&mut self, first: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        let listed = match first.checked_sub(1) {
+            Some(last) => self.store.objects.list_with_offset(Some(&self.folder), &numbered(&self.folder, last)),
+            None => self.store.objects.list(Some(&self.folder)),
+        };
+        let listed: Vec<_> =
+            listed.try_collect().await.map_err(|e| StoreError::object("list", self.folder.as_ref(), e))?;
+        let end = first + listed.len() as u64;
+        let records: Vec<Vec<u8>> =
+            stream::iter(first..end).map(|n| self.read(n)).buffered(READS_AT_ONCE).try_collect().await?;
+        self.next = end;
+        Ok(records)
+    }
+
+    /// The latest snapshot, and the number of the first record that comes after it.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when a later term made it; else when the store cannot be reached, or it is not one of ours.
+    pub async fn snapshot(&self) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
         let listed: Vec<_> = self
             .store
             .objects
-            .list(Some(&self.folder))
+            .list(Some(&self.snapshots))
             .try_collect()
             .await
-            .map_err(|e| StoreError::object("list", self.folder.as_ref(), e))?;
-        let count = listed.len() as u64;
-        let records: Vec<Vec<u8>> =
-            stream::iter(0..count).map(|n| self.read(n)).buffered(READS_AT_ONCE).try_collect().await?;
-        self.next = count;
-        Ok(records)
+            .map_err(|e| StoreError::object("list", self.snapshots.as_ref(), e))?;
+        let number = |path: &Path| path.filename()?.strip_suffix(".json")?.parse::<u64>().ok();
+        let Some(number) = listed.iter().filter_map(|object| number(&object.location)).max() else { return Ok(None) };
+        let path = numbered(&self.snapshots, number);
+        // One that was listed and is gone is as good as none.
+        let Some((term, payload)) = self.try_get(&path).await? else { return Ok(None) };
+        self.check_term(&path, term)?;
+        Ok(Some((number, payload)))
+    }
+
+    /// Keeps what all records so far come to. Later records may be put meanwhile.
+    pub fn keep_snapshot(
+        &self,
+        payload: &[u8],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
+        let (store, path, bytes) = (self.store.clone(), numbered(&self.snapshots, self.next), self.headed(payload));
+        async move {
+            match store.create(&path, bytes).await {
+                // Somebody else kept the same.
+                Err(StoreError::Conflict { .. }) => Ok(()),
+                other => other,
+            }
+        }
     }
 
     /// Puts the next record.
@@ -94,9 +143,7 @@ impl Records {
     /// # Errors
     /// [`StoreError::Conflict`] when someone else has continued the journal; else when the store cannot be reached.
     pub async fn append(&mut self, payload: &[u8]) -> Result<(), StoreError> {
-        let term = self.term.map_or_else(String::new, |term| format!("{TERM}{term}"));
-        let record = [self.writer.as_bytes(), term.as_bytes(), b"\n", payload].concat();
-        self.store.create(&self.path(self.next), record).await?;
+        self.store.create(&self.path(self.next), self.headed(payload)).await?;
         self.next += 1;
         Ok(())
     }
@@ -104,27 +151,44 @@ impl Records {
     async fn read(&self, number: u64) -> Result<Vec<u8>, StoreError> {
         let missing = || damaged(&self.path(number), "the record is missing, but later ones are there");
         let (term, payload) = self.try_read(number).await?.ok_or_else(missing)?;
+        self.check_term(&self.path(number), term)?;
+        Ok(payload)
+    }
+
+    /// Refuses what a later term has written.
+    fn check_term(&self, path: &Path, term: Option<u64>) -> Result<(), StoreError> {
         match (self.term, term) {
-            (Some(mine), Some(theirs)) if theirs > mine => {
-                Err(StoreError::Conflict { path: self.path(number).to_string() })
-            }
-            _ => Ok(payload),
+            (Some(mine), Some(theirs)) if theirs > mine => Err(StoreError::Conflict { path: path.to_string() }),
+            _ => Ok(()),
         }
+    }
+
+    /// A payload behind the line that names its writer.
+    fn headed(&self, payload: &[u8]) -> Vec<u8> {
+        let term = self.term.map_or_else(String::new, |term| format!("{TERM}{term}"));
+        [self.writer.as_bytes(), term.as_bytes(), b"\n", payload].concat()
     }
 
     /// A record's term and payload.
     async fn try_read(&self, number: u64) -> Result<Option<(Option<u64>, Vec<u8>)>, StoreError> {
-        let path = self.path(number);
-        let Some(bytes) = self.store.get(&path).await? else { return Ok(None) };
+        self.try_get(&self.path(number)).await
+    }
+
+    async fn try_get(&self, path: &Path) -> Result<Option<(Option<u64>, Vec<u8>)>, StoreError> {
+        let Some(bytes) = self.store.get(path).await? else { return Ok(None) };
         match bytes.iter().position(|&b| b == b'\n') {
             Some(end) => Ok(Some((term(&bytes[..end]), bytes[end + 1..].to_vec()))),
-            None => Err(damaged(&path, "a record begins with a line that names its writer")),
+            None => Err(damaged(path, "a record begins with a line that names its writer")),
         }
     }
 
     fn path(&self, number: u64) -> Path {
-        self.folder.clone().join(format!("{number:012}.json"))
+        numbered(&self.folder, number)
     }
+}
+
+fn numbered(folder: &Path, number: u64) -> Path {
+    folder.clone().join(format!("{number:012}.json"))
 }
 
 /// The term that a record's first line tells.

@@ -204,6 +204,35 @@ async fn nobody_continues_what_a_later_term_has_written() {
     }
 }
 
+#[tokio::test]
+async fn a_snapshot_stands_for_the_records_before_it() {
+    let (_folder, stores) = stores().await;
+    for store in stores {
+        let run = RunId("r".into());
+        let records = |writer: &str| Records::of_run(store.clone(), &run, writer);
+        assert_eq!(records("reader").snapshot().await.unwrap(), None);
+        let mut first = records("a").in_term(3);
+        first.append(b"one").await.unwrap();
+        first.keep_snapshot(b"of one").await.unwrap();
+        first.append(b"two").await.unwrap();
+        let kept = first.keep_snapshot(b"of two");
+        first.append(b"three").await.unwrap();
+        kept.await.unwrap();
+        let mut second = records("b").in_term(12);
+        assert_eq!(second.snapshot().await.unwrap(), Some((2, b"of two".to_vec())));
+        assert_eq!(second.replay_from(2).await.unwrap(), [b"three".to_vec()]);
+        second.append(b"four").await.unwrap();
+        second.keep_snapshot(b"of four").await.unwrap();
+        // What a later term wrote is all behind its snapshot: nobody of an earlier one may go on from there.
+        assert!(matches!(records("a").in_term(3).snapshot().await, Err(StoreError::Conflict { .. })));
+        assert_eq!(records("reader").replay_from(4).await.unwrap(), Vec::<Vec<u8>>::new());
+        let mut third = records("c").in_term(12);
+        assert_eq!(third.snapshot().await.unwrap().unwrap().0, 4);
+        third.replay_from(4).await.unwrap();
+        assert_eq!(third.position(), 4);
+    }
+}
+
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

@@ -23,12 +23,13 @@ pub enum RecordError {
     Malformed(#[from] serde_json::Error),
     /// A newer program wrote it.
     #[error(
-        "journal record has version {found}, this program reads {}: use the newer program, or start a new run",
-        JournalRecord::VERSION
+        "journal record has version {found}, this program reads {reads}: use the newer program, or start a new run"
     )]
     Version {
         /// The record's version.
         found: u32,
+        /// The version that this program reads.
+        reads: u32,
     },
 }
 
@@ -54,15 +55,20 @@ impl JournalRecord {
     /// # Errors
     /// When the bytes are damaged or of another version.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        RecordError::check_version(bytes, Self::VERSION)?;
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+impl RecordError {
+    /// Refuses JSON whose `version` is another one.
+    pub(super) fn check_version(bytes: &[u8], reads: u32) -> Result<(), Self> {
         #[derive(Deserialize)]
         struct Head {
             version: u32,
         }
-        let Head { version } = serde_json::from_slice(bytes)?;
-        if version != Self::VERSION {
-            return Err(RecordError::Version { found: version });
-        }
-        Ok(serde_json::from_slice(bytes)?)
+        let Head { version: found } = serde_json::from_slice(bytes)?;
+        if found == reads { Ok(()) } else { Err(Self::Version { found, reads }) }
     }
 }
 
@@ -143,7 +149,7 @@ mod tests {
     #[test]
     fn a_newer_record_is_refused_by_its_version() {
         let error = JournalRecord::decode(br#"{"version":2,"events":[{"event":"unheard_of"}]}"#).unwrap_err();
-        assert!(matches!(error, RecordError::Version { found: 2 }), "{error}");
+        assert!(matches!(error, RecordError::Version { found: 2, reads: 1 }), "{error}");
     }
 
     /// Journals outlive the program that wrote them: this line must stay readable.

@@ -16,6 +16,7 @@ use crate::{
     plan::{Need, Plan},
     task::{ArtifactSummary, FailureClass},
 };
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
@@ -23,7 +24,8 @@ use std::{
 };
 
 /// How far the run as a whole is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Not begun.
     Created,
@@ -36,21 +38,21 @@ pub enum Phase {
 }
 
 /// Whether the task's artifact is there is not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unprobed {
     /// A further attempt must not begin before this time.
     pub not_before: TimeMs,
 }
 
 /// All inputs are there; may be dispatched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// Not before this time; 0 before the first attempt.
     pub not_before: TimeMs,
 }
 
 /// An attempt was handed out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
     /// The attempt.
     pub attempt: Attempt,
@@ -59,14 +61,14 @@ pub struct Running {
 }
 
 /// The artifact is in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// Whether it was there before the run asked for it.
     pub reused: bool,
 }
 
 /// No further attempt will be made, unless the run is resumed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
     /// Why.
     pub class: FailureClass,
@@ -75,7 +77,8 @@ pub struct Failed {
 }
 
 /// State of one task.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TaskState {
     /// The store has not been asked.
     Unprobed(Unprobed),
@@ -92,7 +95,7 @@ pub enum TaskState {
 }
 
 /// What was tried before, in every state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct History {
     /// Number of the latest attempt; 0 before the first.
     pub(super) attempts: u32,
@@ -113,7 +116,7 @@ pub(super) struct TaskRun {
 }
 
 /// What a stage has made so far.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Tally {
     pub(super) done: u32,
     pub(super) reused: u32,
@@ -194,6 +197,9 @@ pub enum ReplayError {
     /// The plan cannot be run.
     #[error(transparent)]
     Plan(#[from] PlanDefect),
+    /// A snapshot is none of a run's.
+    #[error("the snapshot does not fit its run: {0}")]
+    Snapshot(&'static str),
     /// An event does not fit what came before it.
     #[error("event {position} of the journal: {source}; start a new run (finished artifacts are reused)")]
     Illegal {

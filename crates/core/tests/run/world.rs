@@ -7,7 +7,7 @@ use rallrec_core::{
     key::Key,
     kind::Mode,
     lane::Slots,
-    run::{Effect, Event, Input, JournalRecord, Phase, RunOutcome, RunState, TaskState, apply, decide, owed},
+    run::{Effect, Event, Input, JournalRecord, Phase, RunOutcome, RunState, Snapshot, TaskState, apply, decide, owed},
     task::{ArtifactSummary, FailureClass, Outcome, TaskOffer, TaskReport},
 };
 use std::{
@@ -122,6 +122,8 @@ impl World {
         let replayed = RunState::replay(&self.journal).unwrap();
         assert_eq!(replayed, self.state, "replay must give the same state");
         assert!(owed(&replayed).eq(owed(&self.state)));
+        let snapshot = Snapshot::decode(&replayed.snapshot().encode().unwrap()).unwrap();
+        assert_eq!(RunState::restore(snapshot).unwrap(), replayed, "a snapshot stands for the events before it");
         self.state = replayed;
         self.tell(Input::Resume);
     }
