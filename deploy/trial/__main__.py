@@ -12,7 +12,7 @@
 What it finds is on stdout, and its status is 0 if all of it was well. Everything runs in namespaces that end with it,
 and below a folder that it removes (`--work`: one that is kept, with the bare root for the next time).
 """
-import argparse, importlib.util, json, os, pathlib, shutil, subprocess, sys, tempfile, time
+import argparse, importlib.util, json, os, pathlib, shutil, signal, subprocess, sys, tempfile, time
 
 if (lacking := [name for name in ("debootstrap", "ip", "unshare", "nsenter", "setpriv", "strip") if not shutil.which(name)]) \
         or not importlib.util.find_spec("yaml") or os.geteuid() != 0:
@@ -21,7 +21,7 @@ if (lacking := [name for name in ("debootstrap", "ip", "unshare", "nsenter", "se
 import yaml
 import units
 from images import Builder, Image, checked, context, program, stages, toolchain
-from machine import Failed, bare, call, copy, own_network
+from machine import Failed, bare, call, own_network
 from services import Composition
 
 DEPLOY = pathlib.Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ class Trial:
         if not self.base.exists():
             say(f"a bare Debian {(suite := suites.pop())}")
             bare(suite, self.base, self.arguments.mirror)
-        for left in ("images", "containers", "volumes", "context", "machine"):
+        for left in ("images", "containers", "volumes", "context"):
             shutil.rmtree(self.work / left, ignore_errors=True)
         (self.work / "images").mkdir()
         sources = context(PROJECT, self.work / "context")
@@ -63,18 +63,17 @@ class Trial:
             builder.built["build"] = program(self.arguments.program, self.work / "images/build")
         else:
             builder.build("build", toolchain)
-        self.program = builder.built["build"].root / "rallrec"
+        self.program = builder.built["build"].find("rallrec")
         for name in ("rallrec", "trial-s3"):
             say(f"stage {name}")
             builder.build(name)
-        nats = Image(self.work / "images/nats", entrypoint=["nats-server"])
-        copy(self.base, nats.root)
-        call("install", "-m", "755", self.arguments.nats, nats.root / "usr/local/bin/nats-server")
+        nats = Image(self.work / "images/nats", [self.base], entrypoint=["nats-server"])
+        nats.put(self.arguments.nats, "usr/local/bin/nats-server", "755")
         self.built = builder.built | {"nats": nats}
         self.spec = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
         environment = self.spec["services"]["coordinator"]["environment"]
         say("a machine with systemd, its units and their configurations")
-        self.machine = units.machine(self.base, self.program, DEPLOY, environment, self.work / "machine")
+        self.machine = units.machine(self.base, self.program, DEPLOY, environment, self.work / "images/machine")
 
     def image_of(self, name, spec):
         if target := spec.get("build", {}).get("target"):
@@ -134,14 +133,13 @@ class Trial:
 
     def units(self):
         """The systemd units, beside the services."""
-        root = self.machine
         names = [f"rallrec-{kind}.service" for kind in ("coordinator", "worker")]
-        units.verify(root, names)
+        units.verify(self.machine, names)
         say("systemd-analyze verify finds nothing in the units")
         running = []
         for name in names:
-            unit = units.read(root / "etc/systemd/system" / name)
-            service, checked = units.service(root, unit, name.removesuffix(".service"), self.composition)
+            unit = units.read(self.machine.find(f"etc/systemd/system/{name}"))
+            service, checked = units.service(self.machine, unit, name.removesuffix(".service"), self.composition)
             say(f"{unit['ExecStartPre']}: {len(checked.splitlines())} lines, status 0")
             running.append(service)
         self.ready(3)
@@ -184,12 +182,15 @@ def main():
     arguments = parser.parse_args()
     if "RALLREC_TRIAL" not in os.environ:
         # Namespaces of its own, which end with it and take along whatever it has started or mounted.
-        alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        alone = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         own = tempfile.mkdtemp(prefix="rallrec-trial-") if arguments.work is None else None
         work = [] if own is None else ["--work", own]
-        ended = subprocess.run([*alone, sys.executable, *sys.argv, *work], env={**os.environ, "RALLREC_TRIAL": "1"})
-        if own:
-            shutil.rmtree(own)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            ended = subprocess.run([*alone, sys.executable, "-B", *sys.argv, *work], env={**os.environ, "RALLREC_TRIAL": "1"})
+        finally:
+            if own:
+                shutil.rmtree(own)
         sys.exit(ended.returncode)
     arguments.work.mkdir(parents=True, exist_ok=True)
     trial = Trial(arguments, arguments.work.resolve())

@@ -1,7 +1,7 @@
 """The Dockerfile's stages, executed step by step in bare roots. It is read, not repeated: the two cannot drift apart,
 and an instruction that is not known here is an error."""
 import dataclasses, json, os, pathlib, re, shlex, shutil, subprocess
-from machine import Failed, call, copy, inside, reach
+from machine import Failed, call, inside, reach
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -9,7 +9,9 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 @dataclasses.dataclass
 class Image:
     """A root, and how its program is started."""
-    root: pathlib.Path
+    # Its own layer is in `top`/changes, over those of what it is made from.
+    top: pathlib.Path
+    below: list
     user: str = "0:0"
     folder: str = "/"
     env: dict = dataclasses.field(default_factory=lambda: {"PATH": PATH})
@@ -17,10 +19,39 @@ class Image:
     # What a build is lent: (from, to, "ro" or "rw").
     binds: list = dataclasses.field(default_factory=list)
 
+    def layer(self):
+        """Its own layer."""
+        (self.top / "changes").mkdir(parents=True, exist_ok=True)
+        return self.top / "changes"
+
+    def layers(self):
+        """All of them, the uppermost first."""
+        return [self.layer(), *self.below]
+
+    def find(self, path):
+        """Where a file of it lies, or where it would."""
+        places = [layer / path.lstrip("/") for layer in self.layers()]
+        return next((place for place in places if place.exists()), places[0])
+
+    def users(self):
+        """The rows of its users' file."""
+        return [line.split(":") for line in self.find("etc/passwd").read_text().splitlines()]
+
     def home(self):
         """The user's home, which an engine looks up as well."""
-        lines = [line.split(":") for line in (self.root / "etc/passwd").read_text().splitlines()]
-        return next((line[5] for line in lines if line[2] == self.user.split(":")[0]), "/")
+        return next((row[5] for row in self.users() if row[2] == self.user.split(":")[0]), "/")
+
+    def put(self, source, path, mode="644"):
+        """A file of the project's, of root's."""
+        target = self.layer() / path.lstrip("/")
+        call("install", "-D", "-m", mode, source, target)
+
+    def run(self, line):
+        """Executes a line of shell in it as root, with this machine's ways to the world."""
+        lent, binds = reach()
+        env = self.env | lent | {"HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
+        return call(*inside(self.top, self.below, ["sh", "-c", line], env=env, binds=binds + self.binds, user=self.user,
+                            folder=self.folder))
 
 
 def instructions(text):
@@ -73,8 +104,7 @@ class Builder:
     def build(self, name, prepare=lambda image: None):
         """Executes a stage, once. `prepare` makes its base out of the bare one."""
         if name not in self.built:
-            image = Image(self.folder / name)
-            copy(self.base, image.root)
+            image = Image(self.folder / name, [self.base])
             prepare(image)
             for word, value in self.stages[name][1]:
                 self.step(image, word, value)
@@ -86,17 +116,18 @@ class Builder:
             self.execute(image, value)
         elif word == "COPY":
             *options, source, target = shlex.split(value)
-            origin = self.sources
+            origin = self.sources / source
             if options:
-                origin = self.built[re.fullmatch(r"--from=(\S+)", *options)[1]].root
-            target = pathlib.Path(f"{image.root}{target if target[0] == '/' else f'{image.folder}/{target}'}")
+                origin = self.built[re.fullmatch(r"--from=(\S+)", *options)[1]].find(source)
+            target = image.layer() / (pathlib.PurePath(image.folder) / target).relative_to("/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            call("cp", "-aT", "--no-preserve=ownership", f"{origin}/{source.lstrip('/')}", target)
+            call("cp", "-aT", "--no-preserve=ownership", origin, target)
         elif word == "USER":
             image.user = value
         elif word == "WORKDIR":
             image.folder = value
-            (image.root / value.lstrip("/")).mkdir(parents=True, exist_ok=True)
+            if not image.find(value).exists():
+                image.find(value).mkdir(parents=True)
         elif word == "ENV":
             image.env |= dict(pair.split("=", 1) for pair in shlex.split(value))
         elif word == "ENTRYPOINT":
@@ -108,33 +139,27 @@ class Builder:
             raise Failed(f"the Dockerfile has {word}, which is not known here")
 
     def execute(self, image, line):
-        lent, binds = reach()
-        binds += image.binds
-        while mount := re.match(r"--mount=type=cache,target=(\S+)\s+", line):
-            cache = self.folder / "caches" / mount[1].strip("/").replace("/", "-")
-            cache.mkdir(parents=True, exist_ok=True)
-            binds.append((cache, mount[1], "rw"))
-            line = line[mount.end():]
-        env = image.env | lent | {"HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
         print(f"  RUN {line[:150]}", flush=True)
-        call(*inside(image.root, ["sh", "-c", line], env=env, binds=binds, folder=image.folder, user=image.user))
+        while mount := re.match(r"--mount=type=cache,target=(\S+)\s+", line):
+            cache = self.folder.parent / "caches" / mount[1].strip("/").replace("/", "-")
+            cache.mkdir(parents=True, exist_ok=True)
+            image.binds.append((cache, mount[1], "rw"))
+            line = line[mount.end():]
+        image.run(line)
 
 
-def program(path, root):
-    """In place of the build stage: a root that holds the program where that leaves it, stripped as there."""
-    root.mkdir()
-    call("strip", "-o", root / "rallrec", path)
-    return Image(root)
+def program(path, top):
+    """In place of the build stage: what holds the program where that leaves it, stripped as there."""
+    image = Image(top, [])
+    call("strip", "-o", image.layer() / "rallrec", path)
+    return image
 
 
 def toolchain(image):
     """What `rust:…-bookworm` adds to a bare root: a C compiler, and this machine's own toolchain in its place there."""
-    lent, binds = reach()
-    install = "apt-get update && apt-get install --yes --no-install-recommends gcc g++ make libc6-dev binutils"
-    env = image.env | lent | {"DEBIAN_FRONTEND": "noninteractive"}
-    call(*inside(image.root, ["sh", "-c", install], env=env, binds=binds))
+    image.run("apt-get update && apt-get install --yes --no-install-recommends gcc g++ make libc6-dev binutils")
     cargo = pathlib.Path(call("rustup", "which", "cargo", stderr=subprocess.DEVNULL).strip())
-    image.binds = [(cargo.parent.parent, "/usr/local/toolchain", "ro")]
+    image.binds.append((cargo.parent.parent, "/usr/local/toolchain", "ro"))
     settings = pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo")) / "config.toml"
     if settings.exists():
         image.binds.append((settings, "/usr/local/cargo/config.toml", "ro"))

@@ -12,13 +12,17 @@ REACH = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "
 CERTIFICATES = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
 LENT = "/run/lent-certificates.crt"
 
-# Mounts what a container has, and what is bound, then becomes the program. Process 1 of its namespace, as there.
+# Lays the root's layers over each other, mounts what a container has and what is bound, then becomes the program: process
+# 1 of its namespace, as there.
 ENTER = """
-root=$1 name=$2; shift 2
+top=$1 layers=$2 name=$3; shift 3
+root=$top/root
+mkdir -p "$top/changes" "$top/work" "$root"
+mount -t overlay overlay -o "lowerdir=$layers,upperdir=$top/changes,workdir=$top/work" "$root"
 echo "$name" > /proc/sys/kernel/hostname
 while [ "$1" != -- ]; do
   case $1 in
-    sealed) mount --bind "$root" "$root"; mount -o remount,bind,ro "$root"; mount -t tmpfs -o mode=1777 tmp "$root/tmp"; shift ;;
+    sealed) mount --rbind "$root" "$root"; mount -o remount,bind,ro "$root"; mount -t tmpfs -o mode=1777 tmp "$root/tmp"; shift ;;
     bind)
       [ ! -d "$2" ] || mkdir -p "$root$3"
       [ -e "$root$3" ] || { mkdir -p "$(dirname "$root$3")"; : > "$root$3"; }
@@ -56,24 +60,21 @@ def call(*command, **more):
     return done.stdout
 
 
-def inside(root, argv, *, name="build", user="0:0", folder="/", env=(), binds=(), sealed=(), flags=(), net=False):
-    """The command that runs `argv` in a root. `binds`: (from, to, "ro" or "rw"). `sealed`: the root can only be read,
-    but for what is bound; `(True,)` to seal. `net`: in a network of its own, and only after a line on stdin."""
+def inside(top, layers, argv, *, name="build", user="0:0", folder="/", env=(), binds=(), sealed=False, flags=(), net=False):
+    """The command that runs `argv` in a root of these layers, the uppermost first. What it changes is kept in
+    `top`/changes. `binds`: (from, to, "ro" or "rw"). `sealed`: only what is bound can be written. `net`: in a network of
+    its own, and only after a line on stdin."""
     uid, gid = user.split(":")
-    steps = ["sealed"] if sealed else []
+    steps = []
     for source, target, mode in binds:
         steps += ["bind", str(source), target, mode]
+    steps += ["sealed"] if sealed else []
     identity = ["setpriv", "--reuid", uid, "--regid", gid, "--clear-groups", *flags]
     values = [f"{key}={value}" for key, value in dict(env).items()]
     program = ["env", "-i", "-C", folder, *values, *argv]
     apart = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", *(["--net"] if net else [])]
-    go = ["env", "GO=1"] if net else ["env", "GO="]
-    return [*go, *apart, "sh", "-ec", ENTER, "sh", str(root), name, *steps, "--", *identity, *program]
-
-
-def copy(source, target):
-    """A copy of a root, with owners and links."""
-    call("cp", "-a", "--reflink=auto", source, target)
+    root = [str(top), ":".join(str(layer) for layer in layers), name]
+    return ["env", f"GO={1 if net else ''}", *apart, "sh", "-ec", ENTER, "sh", *root, *steps, "--", *identity, *program]
 
 
 def reach():

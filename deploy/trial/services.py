@@ -2,7 +2,7 @@
 exactly the command, environment, configurations and volumes that stand there. A key that is not known here is an error."""
 import dataclasses, pathlib, re, shutil, signal, socket, subprocess, threading, time
 from images import Image
-from machine import Failed, call, copy, inside
+from machine import Failed, call, inside
 
 KEYS = {"image", "build", "restart", "environment", "depends_on", "command", "entrypoint", "configs", "volumes", "ports",
         "stop_grace_period"}
@@ -76,26 +76,25 @@ class Composition:
                 if status:
                     raise Failed(f"{other}: status {status}\n{self.services[other].said()}")
         image = self.image_of(name, spec)
-        root = self.work / "containers" / name
-        root.parent.mkdir(exist_ok=True)
-        copy(image.root, root)
         binds = [self.config(entry) for entry in spec.get("configs", [])]
-        binds += [self.volume(entry, root) for entry in spec.get("volumes", [])]
+        binds += [self.volume(entry, image) for entry in spec.get("volumes", [])]
         env = image.env | spec.get("environment", {}) | {"HOSTNAME": name, "HOME": image.home()}
         entry = spec.get("entrypoint", image.entrypoint)
-        image = dataclasses.replace(image, root=root, env=env)
+        image = dataclasses.replace(image, env=env)
         self.services[name] = self.run(name, spec, image, [*entry, *spec.get("command", [])], binds)
         for port in spec.get("ports", []):
             host, outer, inner = port.split(":")
             forward((host, int(outer)), (self.addresses[name], int(inner)))
 
     def run(self, name, spec, image, argv, binds, **more):
-        """Starts a program in a root, joined to the network under its name."""
+        """Starts a program over an image, joined to the network under its name."""
         address = self.addresses.setdefault(name, f"{NETWORK}.{10 + len(self.addresses)}")
         hosts = "127.0.0.1 localhost\n" + "".join(f"{to} {known}\n" for known, to in self.addresses.items())
-        (image.root / "etc/hosts").write_text(hosts)
+        own = Image(self.work / "containers" / name, image.layers())
+        (own.layer() / "etc").mkdir(exist_ok=True)
+        (own.layer() / "etc/hosts").write_text(hosts)
         log = self.work / f"{name}.log"
-        command = inside(image.root, argv, name=name, user=image.user, folder=image.folder, env=image.env, binds=binds,
+        command = inside(own.top, own.below, argv, name=name, user=image.user, folder=image.folder, env=image.env, binds=binds,
                          net=True, **more)
         with log.open("wb") as out:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
@@ -108,15 +107,15 @@ class Composition:
         known = self.spec["configs"][entry["source"]]
         return (self.folder / known["file"]).resolve(), entry["target"], "ro"
 
-    def volume(self, entry, root):
+    def volume(self, entry, image):
         """A named volume: at first what the image has there, with its owner."""
         name, target = entry.split(":")
         if name not in self.spec["volumes"]:
             raise Failed(f"compose.yaml names no volume {name}")
         folder = self.work / "volumes" / name
         if not folder.exists():
-            original = root / target.lstrip("/")
-            copy(original, folder) if original.exists() else folder.mkdir()
+            original = image.find(target)
+            call("cp", "-a", original, folder) if original.exists() else folder.mkdir()
         return folder, target, "rw"
 
     def alive(self):

@@ -1,7 +1,8 @@
 """The systemd units: read by systemd's own checker in a bare Debian, and their commands started as they say, with their user,
 environment and files, the root read-only but for the state folder."""
+import dataclasses
 from images import PATH, Image
-from machine import Failed, call, copy, inside, reach
+from machine import Failed, call
 
 # What of a unit is carried out, and what is left to systemd's checker.
 DONE = {"User", "Group", "StateDirectory", "Environment", "EnvironmentFile", "ExecStartPre", "ExecStart", "TimeoutStopSec",
@@ -19,48 +20,43 @@ def read(path):
     return unit
 
 
-def machine(base, program, deploy, environment, target):
+def machine(base, program, deploy, environment, top):
     """A bare Debian with systemd, the program, the units, their user and the shipped configurations."""
-    copy(base, target)
-    lent, binds = reach()
-    env = {"PATH": PATH, "DEBIAN_FRONTEND": "noninteractive"} | lent
-    install = "apt-get update && apt-get install --yes --no-install-recommends systemd ca-certificates"
-    call(*inside(target, ["sh", "-c", install], env=env, binds=binds))
-    call("install", "-m", "755", program, target / "usr/local/bin/rallrec")
-    (target / "etc/rallrec").mkdir()
+    image = Image(top, [base])
+    image.run("apt-get update && apt-get install --yes --no-install-recommends systemd ca-certificates")
+    image.put(program, "usr/local/bin/rallrec", "755")
     for kind in ("coordinator", "worker"):
-        call("install", "-m", "644", deploy / f"etc/{kind}.toml", target / "etc/rallrec")
-        call("install", "-m", "644", deploy / f"systemd/rallrec-{kind}.service", target / "etc/systemd/system")
-    call("install", "-m", "644", deploy / "systemd/rallrec.conf", target / "usr/lib/sysusers.d")
-    (target / "etc/rallrec/environment").write_text("".join(f"{key}={value}\n" for key, value in environment.items()))
-    (target / "etc/rallrec/environment").chmod(0o600)
-    call(*inside(target, ["systemd-sysusers"], env=env))
-    return target
+        image.put(deploy / f"etc/{kind}.toml", f"etc/rallrec/{kind}.toml")
+        image.put(deploy / f"systemd/rallrec-{kind}.service", f"etc/systemd/system/rallrec-{kind}.service")
+    image.put(deploy / "systemd/rallrec.conf", "usr/lib/sysusers.d/rallrec.conf")
+    secrets = image.layer() / "etc/rallrec/environment"
+    secrets.write_text("".join(f"{key}={value}\n" for key, value in environment.items()))
+    secrets.chmod(0o600)
+    image.run("systemd-sysusers")
+    return image
 
 
-def verify(root, names):
+def verify(image, names):
     """systemd's own check, which says nothing when all is well."""
-    said = call(*inside(root, ["systemd-analyze", "verify", *names], env={"PATH": PATH}))
+    said = image.run(f"systemd-analyze verify {' '.join(names)}")
     if said.strip():
         raise Failed(f"systemd-analyze verify: {said}")
 
 
-def service(root, unit, name, composition):
+def service(image, unit, name, composition):
     """Runs a unit's check to its end, then starts its program: a service in the composition's network."""
     variables = dict(pair.split("=", 1) for pair in unit["Environment"].split())
-    lines = (root / unit["EnvironmentFile"].lstrip("-/")).read_text().splitlines()
+    lines = image.find(unit["EnvironmentFile"].lstrip("-")).read_text().splitlines()
     variables |= dict(line.split("=", 1) for line in lines)
-    user = next(line.split(":") for line in (root / "etc/passwd").read_text().splitlines() if line.startswith(f"{unit['User']}:"))
-    own = composition.work / "containers" / name
-    copy(root, own)
+    user = next(row for row in image.users() if row[0] == unit["User"])
     # Beside the root, which is sealed.
     state = composition.work / "volumes" / name
     state.mkdir()
     call("chown", f"{user[2]}:{user[3]}", state)
     env = {"PATH": PATH, "HOME": user[5], "USER": user[0], "LOGNAME": user[0]} | variables
-    image = Image(own, user=f"{user[2]}:{user[3]}", env=env)
+    image = dataclasses.replace(image, user=f"{user[2]}:{user[3]}", env=env)
     flags = ["--no-new-privs"] if unit["NoNewPrivileges"] == "yes" else []
-    sealed = (True,) if unit["ProtectSystem"] == "strict" and unit["PrivateTmp"] == "yes" else ()
+    sealed = unit["ProtectSystem"] == "strict" and unit["PrivateTmp"] == "yes"
     binds = [(state, f"/var/lib/{unit['StateDirectory']}", "rw")]
     limit = {"stop_grace_period": f"{unit['TimeoutStopSec']}s"}
     start = lambda what: composition.run(name, limit, image, unit[what].split(), binds,
