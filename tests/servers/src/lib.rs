@@ -11,7 +11,7 @@ mod wire;
 
 pub use lan::Lan;
 pub use line::{Fault, Line, Request};
-pub use moto::{Moto, moto_python};
+pub use moto::{MOTO, Moto, moto_python};
 pub use wire::{Condition, Wire};
 
 use std::{

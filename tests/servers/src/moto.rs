@@ -1,4 +1,4 @@
-//! moto's S3 server: keeps everything in memory, and honours conditional creation, under races too.
+//! moto's S3 server: keeps everything in memory, and honours conditional creation; under races too, as `moto.py` starts it.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -6,6 +6,9 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
+
+/// The server, for `python -c`.
+pub const MOTO: &str = include_str!("moto.py");
 
 /// Who asks: moto wants to know it of private objects, and does not check the signature.
 const SIGNED: &str = "Authorization: AWS4-HMAC-SHA256 Credential=AKIA1/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
@@ -28,7 +31,7 @@ impl Moto {
         let python = moto_python()?;
         let mut process = Command::new(&python)
             // Port 0: it chooses one itself, as one that was free a moment ago may not be any more.
-            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"])
+            .args(["-c", MOTO, "-H", "127.0.0.1", "-p", "0"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
