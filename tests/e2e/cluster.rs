@@ -93,7 +93,13 @@ impl Cluster {
     }
 
     pub(crate) fn worker(&self, name: &str) -> Process {
-        let config = self.config(&format!("worker-{name}.toml"), "device = \"cpu\"\ngrace_seconds = 5");
+        self.worker_with(name, "")
+    }
+
+    /// With these lines in its file.
+    pub(crate) fn worker_with(&self, name: &str, lines: &str) -> Process {
+        let lines = format!("device = \"cpu\"\ngrace_seconds = 5\n{lines}");
+        let config = self.config(&format!("worker-{name}.toml"), &lines);
         self.service(&["worker", "--config", &config]).0
     }
 

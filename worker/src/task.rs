@@ -109,9 +109,7 @@ fn attempt(worker: &Worker, offer: TaskOffer, handle: &Handle, progress: &Sink) 
             return Ok(committed);
         }
         Ok(Err(error)) => error,
-        Err(panic) => {
-            StageError::Invalid(format!("the stage panicked, which is a bug in rallrec: {}", panic_message(panic)))
-        }
+        Err(panic) => panicked(&panic_message(panic)),
     };
     output.discard();
     Err(failed)
@@ -128,6 +126,17 @@ fn place(model: &PinnedModel, path: Option<PathBuf>) -> Option<Model> {
             tokenizer: tokenizer.as_ref().map(|t| t.digest.clone()).zip(path),
         }),
     })
+}
+
+/// What a panic says of a stage. Devices tell by a panic that their memory is full.
+fn panicked(message: &str) -> StageError {
+    let lower = message.to_lowercase();
+    match ["out of memory", "out_of_memory", "allocation failed"].iter().any(|words| lower.contains(words)) {
+        true => StageError::Resource(format!(
+            "the device's memory is full: {message}; use a larger machine, fewer slots, or a smaller batch"
+        )),
+        false => StageError::Invalid(format!("the stage panicked, which is a bug in rallrec: {message}")),
+    }
 }
 
 /// This machine's clock.

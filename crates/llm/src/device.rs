@@ -33,6 +33,14 @@ pub fn pick_device(name: &str) -> Result<Device, LlmError> {
     }
 }
 
+/// Number of the CUDA device that [`pick_device`] gives for a name; `None` when it gives another device, or none.
+pub fn cuda_index(name: &str) -> Option<usize> {
+    match name {
+        "auto" => (!cuda_devices().is_empty()).then_some(0),
+        _ => name.strip_prefix("cuda:")?.parse().ok(),
+    }
+}
+
 fn no_device(name: &str, what: String) -> LlmError {
     LlmError::Device { name: name.into(), what }
 }

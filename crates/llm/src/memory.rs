@@ -45,16 +45,26 @@ fn activation_bytes(config: &ModelConfig) -> u64 {
 
 /// Free bytes of this machine or, where it is less, of the control groups that the process is in.
 fn free_bytes() -> Option<u64> {
-    let machine = available(&read(Path::new("/proc/meminfo"))?)?;
-    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
-    Some(free_in_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(machine, |free| free.min(machine)))
+    bytes("MemAvailable:", GroupFiles::free)
 }
 
-/// The least that is free in any of the process's control groups, of version 1 or 2, up to the root: a group's limit
+/// Bytes of this machine's memory or, where it is less, what the control groups that the process is in may have; `None` where
+/// the system does not tell.
+pub fn host_memory_bytes() -> Option<u64> {
+    bytes("MemTotal:", GroupFiles::limit)
+}
+
+fn bytes(of_machine: &str, of_group: impl Fn(&GroupFiles, &Path) -> Option<u64>) -> Option<u64> {
+    let machine = told(&read(Path::new("/proc/meminfo"))?, of_machine)?;
+    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    Some(least_in_groups(&groups, Path::new("/sys/fs/cgroup"), of_group).map_or(machine, |group| group.min(machine)))
+}
+
+/// The least that any of the process's control groups has, of version 1 or 2, up to the root: a group's limit
 /// holds for all groups below it. `None` when none of them has a limit. A container may see its own group as the root
 /// and still be told its path on the machine; what is not there has no limit.
-fn free_in_groups(groups: &str, root: &Path) -> Option<u64> {
-    let free = groups.lines().filter_map(|line| {
+fn least_in_groups(groups: &str, root: &Path, of_group: impl Fn(&GroupFiles, &Path) -> Option<u64>) -> Option<u64> {
+    let least = groups.lines().filter_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
         let (root, files) = match controllers {
             "" => (root.to_owned(), &VERSION_2),
@@ -62,9 +72,9 @@ fn free_in_groups(groups: &str, root: &Path) -> Option<u64> {
             _ => return None,
         };
         let groups = Path::new(path.trim_start_matches('/')).ancestors();
-        groups.filter_map(|group| files.free(&root.join(group))).min()
+        groups.filter_map(|group| of_group(files, &root.join(group))).min()
     });
-    free.min()
+    least.min()
 }
 
 /// Where a version of control groups says how much memory a group has.
@@ -80,12 +90,15 @@ const VERSION_1: GroupFiles =
 const VERSION_2: GroupFiles = GroupFiles { limit: "memory.max", usage: "memory.current", cached: "inactive_file " };
 
 impl GroupFiles {
+    /// Bytes that a group may take; `None` where it has no limit.
+    fn limit(&self, group: &Path) -> Option<u64> {
+        number(&group.join(self.limit))
+    }
+
     /// Bytes that a group may still take; `None` where it has no limit.
     fn free(&self, group: &Path) -> Option<u64> {
-        // "max" is no number: no limit.
-        let number = |name: &str| read(&group.join(name))?.trim().parse::<u64>().ok();
         let cached = read(&group.join("memory.stat")).and_then(|stat| self.cached(&stat)).unwrap_or(0);
-        Some(number(self.limit)?.saturating_sub(number(self.usage)?.saturating_sub(cached)))
+        Some(self.limit(group)?.saturating_sub(number(&group.join(self.usage))?.saturating_sub(cached)))
     }
 
     fn cached(&self, stat: &str) -> Option<u64> {
@@ -97,9 +110,14 @@ fn read(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-/// What Linux says can be taken without swapping.
-fn available(meminfo: &str) -> Option<u64> {
-    let kibibytes = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// "max" is no number: no limit.
+fn number(file: &Path) -> Option<u64> {
+    read(file)?.trim().parse().ok()
+}
+
+/// Bytes that a line of `/proc/meminfo` tells. `MemAvailable:` is what Linux says can be taken without swapping.
+fn told(meminfo: &str, of_machine: &str) -> Option<u64> {
+    let kibibytes = meminfo.lines().find_map(|line| line.strip_prefix(of_machine))?;
     Some(kibibytes.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
@@ -130,8 +148,10 @@ mod tests {
     #[test]
     fn what_linux_says_is_read() {
         let meminfo = "MemTotal:       24602324 kB\nMemFree:        1 kB\nMemAvailable:   23 kB\n";
-        assert_eq!(available(meminfo), Some(23 * 1024));
-        assert_eq!(available("MemTotal: 5 kB\n"), None);
+        assert_eq!(told(meminfo, "MemAvailable:"), Some(23 * 1024));
+        assert_eq!(told(meminfo, "MemTotal:"), Some(24_602_324 * 1024));
+        assert_eq!(told("MemTotal: 5 kB\n", "MemAvailable:"), None);
+        assert!(host_memory_bytes() >= free_bytes());
         assert!(default_bytes() > 0);
     }
 
@@ -156,13 +176,14 @@ mod tests {
             ("a/b/c", "900\n", "300\n", ""),
         ];
         let two = groups(&VERSION_2, &all);
-        let free = |path: &str| free_in_groups(&format!("1:cpu:/x\n0::{path}\n"), two.path());
+        let free = |path: &str| least_in_groups(&format!("1:cpu:/x\n0::{path}\n"), two.path(), GroupFiles::free);
         assert_eq!(free("/a/b/c"), Some(400), "the group two levels above is the fullest");
         assert_eq!(free("/a/b"), Some(400));
         assert_eq!(free("/"), None);
+        assert_eq!(least_in_groups("0::/a/b/c\n", two.path(), GroupFiles::limit), Some(900));
         // A container's group is its root, whatever its path on the machine.
         let own = groups(&VERSION_2, &[("", "1000", "990", "")]);
-        assert_eq!(free_in_groups("0::/kubepods/pod1/x\n", own.path()), Some(10));
+        assert_eq!(least_in_groups("0::/kubepods/pod1/x\n", own.path(), GroupFiles::free), Some(10));
         let one = groups(
             &VERSION_1,
             &[
@@ -171,8 +192,8 @@ mod tests {
             ],
         );
         let lines = "5:cpu,cpuacct:/a\n4:hugetlb,memory:/a/b\n";
-        assert_eq!(free_in_groups(lines, one.path()), Some(100));
-        assert_eq!(free_in_groups("", one.path()), None);
+        assert_eq!(least_in_groups(lines, one.path(), GroupFiles::free), Some(100));
+        assert_eq!(least_in_groups("", one.path(), GroupFiles::free), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a stage is given.
 
-use crate::{StageError, remote::ChatFormat};
+use crate::{ModelCache, StageError};
 use arrow_array::RecordBatch;
 use burn::tensor::Device;
 use rallrec_core::{
@@ -8,11 +8,8 @@ use rallrec_core::{
     models::{Precision, RemoteModel},
     task::Progress,
 };
-use rallrec_llm::LanguageModel;
-use rallrec_provider::{Backoff, Server, ServerKey};
 use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -163,85 +160,4 @@ pub struct RemoteSource {
     pub settings: RemoteModel,
     /// Digest and place of the tokenizer, if the pipeline names one.
     pub tokenizer: Option<(String, PathBuf)>,
-}
-
-/// Models in memory, and servers that are in use, shared by a worker's slots.
-#[derive(Default)]
-pub struct ModelCache {
-    loaded: Mutex<HashMap<(String, &'static str), Arc<LanguageModel>>>,
-    servers: Mutex<Vec<Arc<Server>>>,
-    formats: Mutex<HashMap<String, Arc<ChatFormat>>>,
-}
-
-impl ModelCache {
-    /// The model, loaded if it is not in memory yet. A second slot that wants it meanwhile waits, and loads nothing.
-    ///
-    /// # Errors
-    /// When its files are wrong; the message names the file and the tensor.
-    pub fn get(&self, source: &ModelSource, device: &Device) -> Result<Arc<LanguageModel>, StageError> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (source.digest.clone(), source.precision.word());
-        if let Some(model) = loaded.get(&key) {
-            return Ok(model.clone());
-        }
-        let precision = match source.precision {
-            Precision::Auto => rallrec_llm::Precision::Auto,
-            Precision::F32 => rallrec_llm::Precision::F32,
-            Precision::Bf16 => rallrec_llm::Precision::Bf16,
-            Precision::F16 => rallrec_llm::Precision::F16,
-            Precision::Int8 => rallrec_llm::Precision::Int8,
-        };
-        let model = LanguageModel::load(&source.path, device, precision);
-        let model = model.map_err(|e| StageError::Invalid(e.to_string()))?;
-        let model = Arc::new(model);
-        loaded.insert(key, model.clone());
-        Ok(model)
-    }
-
-    /// Digests of the models in memory; `None` while one is being loaded.
-    pub fn digests(&self) -> Option<Vec<String>> {
-        let loaded = self.loaded.try_lock().ok()?;
-        Some(loaded.keys().map(|(digest, _)| digest.clone()).collect())
-    }
-
-    /// The server with these settings. All tasks of this process share it, and with it its limits.
-    ///
-    /// # Errors
-    /// When the variable that should hold its key is not set, or holds what can't be a key. Neither is shown.
-    pub(crate) fn server(&self, settings: &RemoteModel) -> Result<Arc<Server>, StageError> {
-        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(server) = servers.iter().find(|s| s.settings() == settings) {
-            return Ok(server.clone());
-        }
-        let key = match settings.api_key_env.as_str() {
-            "" => None,
-            name => {
-                let wrong = |what: &str| {
-                    StageError::Invalid(format!(
-                        "the environment variable {name}, which should hold the key of {}, {what} on this machine",
-                        settings.url
-                    ))
-                };
-                let key = std::env::var(name).map_err(|_| wrong("is not set (or not text)"))?;
-                Some(ServerKey::new(&key).map_err(wrong)?)
-            }
-        };
-        let server = Server::new(settings.clone(), key, Backoff::default());
-        servers.push(server.clone());
-        Ok(server)
-    }
-
-    /// The tokenizer and chat template of a file.
-    ///
-    /// # Errors
-    /// As [`Self::get`].
-    pub(crate) fn format(&self, digest: &str, path: &Path) -> Result<Arc<ChatFormat>, StageError> {
-        let mut formats = self.formats.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(format) = formats.get(digest) {
-            return Ok(format.clone());
-        }
-        let format = Arc::new(ChatFormat::open(path)?);
-        formats.insert(digest.to_owned(), format.clone());
-        Ok(format)
-    }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// The task's model.
 pub(crate) fn model(context: &StageContext<'_>) -> Result<Language, StageError> {
     match context.model.as_ref().ok_or_else(|| StageError::Invalid("the stage needs `model`".into()))? {
-        Model::Local(source) => context.models.get(source, context.device).map(Language::Local),
+        Model::Local(source) => context.models.get(source, context.device, context.cancel).map(Language::Local),
         Model::Remote(source) => Remote::new(context, source).map(Box::new).map(Language::Remote),
     }
 }

@@ -19,6 +19,7 @@ mod language;
 mod lightgcn;
 mod merge;
 mod meter;
+mod models;
 mod predictions;
 mod reason;
 mod remote;
@@ -33,10 +34,11 @@ mod wait;
 
 pub use burn::tensor::Device;
 pub use context::{
-    Cancel, Checkpoints, InputReader, MemoryCheckpoints, Model, ModelCache, ModelSource, OutputWriter, ProgressSink,
-    RemoteSource, StageContext,
+    Cancel, Checkpoints, InputReader, MemoryCheckpoints, Model, ModelSource, OutputWriter, ProgressSink, RemoteSource,
+    StageContext,
 };
 pub use error::StageError;
+pub use models::ModelCache;
 
 use rallrec_core::params::StageParams;
 

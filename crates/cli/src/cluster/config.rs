@@ -1,10 +1,14 @@
 //! The services' TOML files. An unknown key is refused with its line; what stands in the environment goes before the file.
+//!
+//! Every key has a variable: `RALLREC_COORDINATOR_` or `RALLREC_WORKER_` and the key in capitals, with `__` for the dot of a table
+//! (`RALLREC_WORKER_SLOTS=4`, `RALLREC_WORKER_S3__REGION=eu-north-1`). Its value is TOML where it is that, and text otherwise.
 
 use crate::{failure::Failure, stores::CACHE_BYTES};
 use rallrec_queue::nats::NatsSettings;
 use rallrec_store::{BucketSettings, Location, S3Table};
 use serde::Deserialize;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -105,6 +109,12 @@ pub(super) struct WorkerConfig {
     /// Where to compute: `auto`, `cpu` or `cuda:N`.
     #[serde(default = "device")]
     pub(super) device: String,
+    /// Host memory that tasks may count on, in MiB; the machine's, or the container's, if it is not said.
+    pub(super) memory_mb: Option<u64>,
+    /// Memory of the accelerator, in MiB; asked of its driver if it is not said.
+    pub(super) gpu_memory_mb: Option<u64>,
+    /// The most that models' weights may take, in MiB; three quarters of the device's memory if it is not said.
+    pub(super) model_memory_mb: Option<u64>,
     /// Seconds that tasks have to end after the worker was told to stop.
     #[serde(default = "grace")]
     pub(super) grace_seconds: u64,
@@ -133,7 +143,59 @@ fn grace() -> u64 {
     30
 }
 
-/// Reads a service's file.
+/// What each service's variables begin with.
+pub(super) const COORDINATOR_VARIABLES: &str = "RALLREC_COORDINATOR_";
+/// See [`COORDINATOR_VARIABLES`].
+pub(super) const WORKER_VARIABLES: &str = "RALLREC_WORKER_";
+
+/// Reads a service's file; variables whose names begin with `prefix` go before it.
+///
+/// # Errors
+/// [`Failure::Unreachable`] when it cannot be read, [`Failure::Invalid`] with line and column, or the variables, when it is wrong.
+pub(super) fn read_service<T: for<'a> Deserialize<'a>>(path: &Path, prefix: &str) -> Result<T, Failure> {
+    let told =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let told = told.filter(|(name, value)| name.starts_with(prefix) && !value.is_empty());
+    with_variables(path, prefix, told.collect())
+}
+
+fn with_variables<T: for<'a> Deserialize<'a>>(
+    path: &Path,
+    prefix: &str,
+    told: BTreeMap<String, String>,
+) -> Result<T, Failure> {
+    let alone = read(path);
+    if told.is_empty() || matches!(alone, Err(Failure::Unreachable(_))) {
+        return alone;
+    }
+    let mut table: toml::Table = read(path)?;
+    for (name, value) in &told {
+        let key = name.trim_start_matches(prefix).to_lowercase();
+        let (tables, key) = key.rsplit_once("__").map_or((None, key.as_str()), |(tables, key)| (Some(tables), key));
+        let mut place = &mut table;
+        for part in tables.into_iter().flat_map(|tables| tables.split("__")) {
+            let entry = place.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            place = entry.as_table_mut().ok_or_else(|| Failure::Invalid(format!("{name}: `{part}` is no table")))?;
+        }
+        place.insert(key.to_owned(), variable(value));
+    }
+    // What is wrong in the file is told with its place, also when variables are there.
+    table.try_into().map_err(|error: toml::de::Error| match alone {
+        Err(wrong) if !wrong.to_string().contains("missing field") => wrong,
+        _ => {
+            let names: Vec<&str> = told.keys().map(String::as_str).collect();
+            Failure::Invalid(format!("{} with {}: {}", path.display(), names.join(", "), error.message()))
+        }
+    })
+}
+
+/// A variable's value as TOML: a number, a truth value, an array; anything else is text.
+fn variable(value: &str) -> toml::Value {
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut table| table.remove("v"));
+    parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()))
+}
+
+/// Reads a file.
 ///
 /// # Errors
 /// [`Failure::Unreachable`] when it cannot be read, [`Failure::Invalid`] with line and column when it is wrong.
@@ -198,6 +260,36 @@ mod tests {
         assert_eq!(config.s3.endpoint.as_deref(), Some("http://s3:9000"));
         let refused = parse("store = \"s\"\n[s3]\nendpiont = 1\n").unwrap_err().to_string();
         assert!(refused.contains("worker.toml:3:1: unknown field `endpiont`"), "{refused}");
+    }
+
+    #[test]
+    fn variables_go_before_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker.toml");
+        let read = |text: &str, told: &[(&str, &str)]| {
+            std::fs::write(&path, text).unwrap();
+            let told = told.iter().map(|(name, value)| (format!("{WORKER_VARIABLES}{name}"), (*value).to_owned()));
+            with_variables::<WorkerConfig>(&path, WORKER_VARIABLES, told.collect())
+        };
+        let told = [
+            ("STORE", "s3://b/team"),
+            ("SLOTS", "4"),
+            ("POOL", "gpu"),
+            ("S3__PATH_STYLE", "true"),
+            ("NATS__SERVERS", "[\"nats://a:4222\", \"nats://b:4222\"]"),
+        ];
+        let config = read("slots = 2\n[s3]\nendpoint = \"http://s3\"\n", &told).unwrap();
+        assert_eq!((config.slots, config.pool.as_str(), config.store.to_string().as_str()), (4, "gpu", "s3://b/team"));
+        assert_eq!((config.s3.path_style, config.s3.endpoint.as_deref()), (Some(true), Some("http://s3")));
+        assert_eq!(config.nats.servers, ["nats://a:4222", "nats://b:4222"]);
+        let refused = |text, told: &[_]| read(text, told).unwrap_err().to_string();
+        let unknown = refused("store = \"s\"\n", &[("SLOTZ", "4")]);
+        assert!(unknown.contains("with RALLREC_WORKER_SLOTZ: unknown field `slotz`"), "{unknown}");
+        let wrong = refused("store = \"s\"\n", &[("SLOTS", "many")]);
+        assert!(wrong.contains("with RALLREC_WORKER_SLOTS: invalid type"), "{wrong}");
+        let at = refused("store = \"s\"\nslotz = 2\n", &[("SLOTS", "4")]);
+        assert!(at.contains("worker.toml:2:1: unknown field `slotz`"), "{at}");
+        assert!(refused("", &[("SLOTS", "4")]).contains("missing field `store`"));
     }
 
     #[test]

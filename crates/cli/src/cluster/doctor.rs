@@ -1,6 +1,6 @@
 //! `doctor --config`: what a service of a cluster needs, checked as the service will use it.
 
-use super::config::{self, CoordinatorConfig, NatsConfig, WorkerConfig};
+use super::config::{self, COORDINATOR_VARIABLES, CoordinatorConfig, NatsConfig, WORKER_VARIABLES, WorkerConfig};
 use crate::{
     clock,
     console::{Console, bytes},
@@ -22,12 +22,12 @@ const COORDINATORS: [&str; 3] = ["listen", "address", "insecure"];
 /// When the file is wrong; [`Failure::Unreachable`] when something that is needed is missing.
 pub async fn doctor(place: &Place, path: &Path, console: &Console) -> Result<(), Failure> {
     let checks = if is_coordinators(path) {
-        let config: CoordinatorConfig = config::read(path)?;
+        let config: CoordinatorConfig = config::read_service(path, COORDINATOR_VARIABLES)?;
         let mut checks = shared(place, &config.nats, &config.cluster, &config.store, &config.s3).await?;
         checks.push(doctor::memory());
         checks
     } else {
-        let config: WorkerConfig = config::read(path)?;
+        let config: WorkerConfig = config::read_service(path, WORKER_VARIABLES)?;
         let mut checks = shared(place, &config.nats, &config.cluster, &config.store, &config.s3).await?;
         checks.extend([doctor::writable(place.home.root(), "home"), doctor::disk(place.home.root())]);
         let cache = stores::cache(&config.store, &place.home, config.cache.as_deref(), config.cache_bytes);

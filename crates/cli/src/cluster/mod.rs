@@ -7,6 +7,7 @@ mod connect;
 mod contexts;
 mod doctor;
 mod logs;
+mod memory;
 mod services;
 
 pub use client::{active_runs, cancel, collect, drain, retry, status, submit, watch, workers};

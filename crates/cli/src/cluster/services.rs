@@ -1,6 +1,9 @@
 //! `coordinator` and `worker`: the two services, until they are told to stop.
 
-use super::config::{self, CoordinatorConfig, WorkerConfig};
+use super::{
+    config::{self, COORDINATOR_VARIABLES, CoordinatorConfig, WORKER_VARIABLES, WorkerConfig},
+    memory::Memory,
+};
 use crate::{clock, console::Console, embedded::Signals, failure::Failure, run::Place, sources::DigestCache, stores};
 use rallrec_coordinator::cluster::{ClusterError, ClusterSettings, Coordinator, LeaderError, Tls, Tokens};
 use rallrec_core::{ids::WorkerId, plan::PinnedSource};
@@ -26,7 +29,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// When its file is wrong, or NATS, the store or the address cannot be had.
 pub async fn coordinator(place: &Place, path: &Path, console: &Console) -> Result<(), Failure> {
     let stop = stop_signal();
-    let config: CoordinatorConfig = config::read(path)?;
+    let config: CoordinatorConfig = config::read_service(path, COORDINATOR_VARIABLES)?;
     let (tls, tokens) = access(&config, path, console)?;
     let name = format!("{}-{}", host(), clock::new_run_id());
     let settings = ClusterSettings {
@@ -87,7 +90,7 @@ fn access(config: &CoordinatorConfig, path: &Path, console: &Console) -> Result<
 /// When its file is wrong, or NATS or the store cannot be had.
 pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(), Failure> {
     let stop = stop_signal();
-    let config: WorkerConfig = config::read(path)?;
+    let config: WorkerConfig = config::read_service(path, WORKER_VARIABLES)?;
     let device = rallrec_llm::pick_device(&config.device).map_err(|e| Failure::Unreachable(e.to_string()))?;
     let id = WorkerId(format!("{}-{}", host(), clock::new_run_id()));
     let buckets = config::buckets(&place.buckets, &config.s3)?;
@@ -96,11 +99,12 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
     let place = Place { sources: place.sources.clone().with_buckets(buckets), ..place.clone() };
     let queue = NatsWorker::connect(&config::nats(&config.nats, &config.cluster, &id.0)).await.map_err(unreachable)?;
     let words = queue.words();
+    let memory = Memory::of(&config)?;
     let worker = Worker {
         store,
         queue: Arc::new(queue),
         device,
-        models: Arc::new(ModelCache::default()),
+        models: Arc::new(ModelCache::with_limit(memory.models_mb << 20)),
         tables: Arc::default(),
         sources: Arc::new(MachinePlaces { place, fetching: Mutex::new(()) }),
         cancel: Cancel::default(),
@@ -113,8 +117,8 @@ pub async fn worker(place: &Place, path: &Path, console: &Console) -> Result<(),
         host: host(),
         pool: config.pool.clone(),
         slots: config.slots,
-        memory_mb: memory_mb(),
-        gpu_memory_mb: None,
+        memory_mb: memory.host_mb,
+        gpu_memory_mb: memory.gpu_mb,
         grace: Duration::from_secs(config.grace_seconds),
     };
     console.note(&format!("worker {id} of cluster {}, pool {}, {} slots", config.cluster, config.pool, config.slots));
@@ -204,10 +208,4 @@ fn host() -> String {
     let name: String =
         name.trim().chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     if name.is_empty() { "host".into() } else { name }
-}
-
-fn memory_mb() -> u64 {
-    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kb| kb / 1024)
 }
