@@ -18,7 +18,8 @@ use rallrec_core::{
 };
 use rallrec_proto::{decode_offer, encode_report};
 use rallrec_queue::{CoordinatorEnd, MemoryQueue, WorkerEnd};
-use rallrec_store::{ArtifactWriter, Checkpoint, Producer, Records, Store};
+use rallrec_store::{ArtifactWriter, BucketSettings, Checkpoint, Producer, Records, Store};
+use rallrec_test_servers::Moto;
 use rand_chacha::rand_core::Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -304,6 +305,84 @@ async fn parts_that_no_manifest_names_go_unless_they_may_get_one() {
     assert_eq!(parts.map(|key| part(key).exists()), [false, false, true, false]);
     let manifest = store.manifest(&begun).await.unwrap().unwrap();
     assert!(store.read_table(&manifest.tables["rows"], None).await.is_ok(), "the one that won is whole");
+}
+
+/// The objects in a server's bucket, page by page, past our own client.
+fn keys(moto: &Moto) -> BTreeSet<String> {
+    let (mut keys, mut after) = (BTreeSet::new(), String::new());
+    loop {
+        let page = moto.request("GET", &format!("?list-type=2&start-after={after}"), b"");
+        let page = String::from_utf8(page).unwrap();
+        keys.extend(page.split("<Key>").skip(1).map(|rest| rest[..rest.find('<').unwrap()].to_owned()));
+        if page.contains("<IsTruncated>false") {
+            return keys;
+        }
+        after = keys.last().unwrap().clone();
+    }
+}
+
+/// Puts marks until the store's clock, which tells whole seconds of them, is past all that was put so far.
+async fn a_second_passes(store: &Store) {
+    let first = store.put_mark("clock", 0).await.unwrap();
+    for number in 1.. {
+        if store.put_mark("clock", number).await.unwrap() > first {
+            break;
+        }
+    }
+    store.remove_mark("clock").await.unwrap();
+}
+
+/// The same in S3, where listings come in pages, and the server's clock tells ages.
+#[tokio::test]
+async fn a_bucket_is_collected_as_a_folder_is() {
+    let Some(moto) = Moto::start("collected") else { return };
+    let variables =
+        [("AWS_ENDPOINT_URL", moto.url().as_str()), ("AWS_ACCESS_KEY_ID", "A"), ("AWS_SECRET_ACCESS_KEY", "S")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let store =
+        Store::open(&"s3://collected/team".parse().unwrap(), &BucketSettings::new(variables), "t").await.unwrap();
+    let (old, kept, open) = (RunId("r1".into()), RunId("r2".into()), RunId("r3".into()));
+    let (unlike, good, other) = (plan("a", 7, 1, 2), plan("a", 5, 0, 2), plan("b", 3, 2, 1));
+    assert_eq!(begin(&store, &old, &unlike, Temper::Good).await, Some(RunEnd::Done));
+    // More than a page of one run's objects, and what nobody needs of every kind.
+    let logs = (0..1010).map(|n| format!("team/runs/r1/logs/first/0/{n}/000000000000"));
+    let nobody = "ab".repeat(32);
+    let litter = [format!("artifacts/ab/{nobody}/r9-0-0-1-x/rows-00000.parquet"), format!("sources/{nobody}/weights")];
+    let litter: Vec<String> = logs.chain(litter.map(|key| format!("team/{key}"))).collect();
+    litter.iter().for_each(|key| moto.put(key, b"{}"));
+    let key = Key(nobody);
+    store.put_checkpoint(&key, &Checkpoint { number: 1, state: vec![1] }).await.unwrap();
+    moto.put("elsewhere/runs/r1/plan.json", b"of another prefix");
+    assert_eq!(begin(&store, &kept, &good, Temper::Good).await, Some(RunEnd::Done));
+    assert_eq!(begin(&store, &open, &other, Temper::Dies(4)).await, None);
+    a_second_passes(&store).await;
+
+    let before = keys(&moto);
+    let keep = Keep { last: Some(1), ..Keep::default() };
+    let young = dry_run(&store, &keep, Ages::default(), &|_| false, now()).await.unwrap();
+    assert_eq!(
+        (young.runs.len(), young.artifacts.count + young.parts.count + young.sources.count),
+        (1, 0),
+        "{young:?}"
+    );
+    let told = dry_run(&store, &keep, NOW, &|_| false, now()).await.unwrap();
+    assert_eq!(keys(&moto), before, "a dry run leaves all as it was");
+    assert_eq!((&told.runs[..], told.kept_runs), (&[old][..], 2));
+    let gone = gc(&store, &keep).await;
+    assert_eq!(gone, Collected { deleted: true, ..told }, "what was told is what was done");
+    let counts = [gone.parts, gone.checkpoints, gone.sources].map(|tally| tally.count);
+    assert!(gone.run_files.count > 1010 && gone.artifacts.count > 5 && counts == [1, 1, 1], "{gone:?}");
+
+    let after = keys(&moto);
+    assert!(after.is_subset(&before) && litter.iter().all(|key| !after.contains(key)));
+    assert!(after.contains("elsewhere/runs/r1/plan.json"), "what is not under the prefix is nobody's business");
+    assert!(!after.iter().any(|key| key.starts_with("team/runs/r1/") || key.starts_with("team/gc/")));
+    let again = RunId("r2-again".into());
+    let (ended, events) = drive(&store, &again, &good, Temper::Good).await;
+    assert_eq!((ended, dispatched(&events)), (Some(RunEnd::Done), 0));
+    let rows = store.manifest(&good.stages[0].stage_key).await.unwrap().unwrap();
+    assert!(store.read_table(&rows.tables["rows"], None).await.is_ok(), "what is kept is whole");
+    resume(&store, &Drawn { run: open, plan: other, done: false, open: true }, "in S3").await;
 }
 
 #[tokio::test]

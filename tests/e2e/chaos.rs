@@ -27,7 +27,7 @@ use std::{
 };
 
 const STORE: &str = "s3://chaos/store";
-const FAN: &str = "pipelines/fan.yaml";
+pub(crate) const FAN: &str = "pipelines/fan.yaml";
 const TASKS: usize = 2000;
 const WORKERS: usize = 4;
 const SLOTS: usize = 2;
@@ -214,7 +214,7 @@ fn free_port() -> u16 {
 }
 
 /// Every artifact's tables, by key, without what differs between two runs that make the same.
-fn tables(key: &str, manifest: &[u8]) -> (String, Value) {
+pub(crate) fn tables(key: &str, manifest: &[u8]) -> (String, Value) {
     let mut manifest: Value = serde_json::from_slice(manifest).unwrap();
     let mut tables = manifest["tables"].take();
     for table in tables.as_object_mut().unwrap().values_mut() {
@@ -225,14 +225,24 @@ fn tables(key: &str, manifest: &[u8]) -> (String, Value) {
     (key.to_owned(), tables)
 }
 
-/// What a quiet run of one process makes.
-fn quiet() -> BTreeMap<String, Value> {
+/// What a quiet run of one process makes of so many tasks.
+pub(crate) fn quiet(tasks: usize) -> BTreeMap<String, Value> {
     let home = Home::new();
-    home.run(&[FAN, "--set", &format!("tasks={TASKS}"), "--slots", "8"]);
+    home.run(&[FAN, "--set", &format!("tasks={tasks}"), "--slots", "8"]);
     let found = files(&home.path().join("store/artifacts")).into_iter();
     let manifests = found.filter(|f| f.file_name().is_some_and(|n| n == "manifest.json"));
     let key = |file: &Path| file.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     manifests.map(|file| tables(&key(&file), &std::fs::read(&file).unwrap())).collect()
+}
+
+/// How many tasks were begun more than once.
+pub(crate) fn begun_again(events: &[Value]) -> usize {
+    let mut began: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+    for event in events.iter().filter(|e| is(e, "task_started")) {
+        let task = (event["stage"].to_string(), event["shard"].to_string());
+        began.entry(task).or_default().insert(event["attempt"].to_string());
+    }
+    began.values().filter(|attempts| attempts.len() > 1).count()
 }
 
 #[test]
@@ -283,14 +293,9 @@ fn chaos() {
     println!("{:.0} s, seed {seed}: {:?}", begun.elapsed().as_secs_f64(), chaos.fired);
     assert!(ended.success(), "{ended}: {:?}", events.last());
     check(&events);
-    let mut began: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
-    for event in events.iter().filter(|e| is(e, "task_started")) {
-        let task = (event["stage"].to_string(), event["shard"].to_string());
-        began.entry(task).or_default().insert(event["attempt"].to_string());
-    }
-    let again = began.values().filter(|attempts| attempts.len() > 1).count();
+    let again = begun_again(&events);
     println!("{again} of {TASKS} shards were begun more than once ({:.1} %)", 100.0 * again as f64 / TASKS as f64);
-    let wanted = quiet();
+    let wanted = quiet(TASKS);
     assert_eq!(wanted.len(), TASKS + 2);
     for (key, wanted) in wanted {
         let manifest = moto.request("GET", &format!("/store/artifacts/{}/{key}/manifest.json", &key[..2]), b"");

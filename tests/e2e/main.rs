@@ -10,6 +10,7 @@ mod golden;
 mod kill;
 mod model_memory;
 mod operations;
+mod partition;
 mod pipeline;
 mod provider;
 mod s3;

@@ -9,6 +9,7 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     thread::JoinHandle,
 };
 
@@ -16,6 +17,7 @@ use std::{
 pub(crate) struct Server {
     child: Child,
     log: Option<JoinHandle<()>>,
+    said: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
@@ -24,15 +26,23 @@ impl Server {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = child.unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut said = Vec::new();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&said);
+        let hear = move |line: String| heard.lock().unwrap().push(line);
         let is_ready = lines.by_ref().any(|line| {
-            said.push(line);
-            said.last().is_some_and(|line| line.contains(ready))
+            let is_it = line.contains(ready);
+            hear(line);
+            is_it
         });
-        assert!(is_ready, "the server ended:\n{}", said.join("\n"));
+        assert!(is_ready, "the server ended:\n{}", said.lock().unwrap().join("\n"));
         // What it says later is read, so that it is not held up.
-        let log = std::thread::spawn(move || lines.for_each(drop));
-        Self { child, log: Some(log) }
+        let log = std::thread::spawn(move || lines.for_each(hear));
+        Self { child, log: Some(log), said }
+    }
+
+    /// The lines of its log that hold this, so far.
+    pub(crate) fn said(&self, what: &str) -> Vec<String> {
+        self.said.lock().unwrap().iter().filter(|line| line.contains(what)).cloned().collect()
     }
 }
 

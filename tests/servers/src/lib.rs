@@ -1,14 +1,17 @@
 //! Real servers for tests, each on a free loopback port and ended with its value: a nats-server with JetStream, and
-//! moto's S3 server. Beside them a line that fails and a wire that breaks on demand, to put before one.
+//! moto's S3 server. Beside them a line that fails and a wire that breaks on demand, to put before one, and a network of
+//! machines that loses packets.
 //!
 //! `tests/run` installs them; a test that lacks one fails and says so. Nothing here stands in for a server.
 
+mod lan;
 mod line;
 mod moto;
 mod wire;
 
+pub use lan::Lan;
 pub use line::{Fault, Line, Request};
-pub use moto::Moto;
+pub use moto::{MOTO, Moto, moto_python};
 pub use wire::{Condition, Wire};
 
 use std::{
@@ -74,7 +77,7 @@ impl NatsServer {
     /// When it does not start.
     pub fn restart(&mut self) {
         self.kill();
-        let program = program("RALLREC_NATS_SERVER", "nats-server");
+        let program = nats_program();
         // The first time it chooses one itself: a port that was free a moment ago may not be any more.
         let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
         let mut process = Command::new(&program)
@@ -105,8 +108,8 @@ impl Drop for NatsServer {
     }
 }
 
-/// The program that a variable names, or the one that `tests/run` installs.
-fn program(variable: &str, name: &str) -> PathBuf {
-    std::env::var_os(variable)
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/nats/bin").join(name), PathBuf::from)
+/// nats-server: the program that a variable names, or the one that `tests/run` installs.
+pub fn nats_program() -> PathBuf {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/nats/bin/nats-server");
+    std::env::var_os("RALLREC_NATS_SERVER").map_or(installed, PathBuf::from)
 }

@@ -1,4 +1,4 @@
-//! moto's S3 server: keeps everything in memory, and honours conditional creation, under races too.
+//! moto's S3 server: keeps everything in memory, and honours conditional creation; under races too, as `moto.py` starts it.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -6,6 +6,9 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
+
+/// The server, for `python -c`.
+pub const MOTO: &str = include_str!("moto.py");
 
 /// Who asks: moto wants to know it of private objects, and does not check the signature.
 const SIGNED: &str = "Authorization: AWS4-HMAC-SHA256 Credential=AKIA1/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
@@ -24,18 +27,11 @@ impl Moto {
     ///
     /// # Panics
     /// When it does not start, or is not installed and must be.
-    #[expect(clippy::print_stderr, reason = "a test that is not run should say so")]
     pub fn start(bucket: &str) -> Option<Self> {
-        let Some(python) = python() else {
-            let told =
-                "skipped: moto is not here; tests/run installs it, or RALLREC_MOTO_PYTHON names a Python with it";
-            assert!(std::env::var_os("RALLREC_NO_SKIPS").is_none(), "{told}");
-            eprintln!("{told}");
-            return None;
-        };
+        let python = moto_python()?;
         let mut process = Command::new(&python)
             // Port 0: it chooses one itself, as one that was free a moment ago may not be any more.
-            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"])
+            .args(["-c", MOTO, "-H", "127.0.0.1", "-p", "0"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -101,8 +97,20 @@ impl Drop for Moto {
     }
 }
 
-/// The Python that has moto: the one that a variable names, or the one in `target/`.
-fn python() -> Option<PathBuf> {
+/// The Python that has moto: the one that a variable names, or the one in `target/`. `None`, said on stderr, where there
+/// is none, unless `RALLREC_NO_SKIPS` is set.
+///
+/// # Panics
+/// When there is none and must be.
+#[expect(clippy::print_stderr, reason = "a test that is not run should say so")]
+pub fn moto_python() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/moto/bin/python");
-    std::env::var_os("RALLREC_MOTO_PYTHON").map(PathBuf::from).or_else(|| Some(installed).filter(|p| p.exists()))
+    let found = std::env::var_os("RALLREC_MOTO_PYTHON").map(PathBuf::from);
+    let found = found.or_else(|| Some(installed).filter(|p| p.exists()));
+    if found.is_none() {
+        let told = "skipped: moto is not here; tests/run installs it, or RALLREC_MOTO_PYTHON names a Python with it";
+        assert!(std::env::var_os("RALLREC_NO_SKIPS").is_none(), "{told}");
+        eprintln!("{told}");
+    }
+    found
 }
