@@ -3,7 +3,6 @@
 //! A worker has room for one model, and loading one costs as much as many shards. `cargo test --release -p rallrec-core
 //! --test placement -- --nocapture` prints the figures.
 
-
 use rallrec_core::{
     fleet::{Beat, Demand, Demands, Fleet, RunDemand},
     ids::{RunId, TimeMs, WorkerId},
