@@ -88,6 +88,7 @@ pub(crate) fn class_out(class: FailureClass) -> v1::FailureClass {
         FailureClass::Resource => v1::FailureClass::Resource,
         FailureClass::Permanent => v1::FailureClass::Permanent,
         FailureClass::Lost => v1::FailureClass::Lost,
+        FailureClass::Unavailable => v1::FailureClass::Unavailable,
     }
 }
 
@@ -97,6 +98,7 @@ pub(crate) fn class_in(class: i32) -> Result<FailureClass, WireError> {
         Ok(v1::FailureClass::Resource) => Ok(FailureClass::Resource),
         Ok(v1::FailureClass::Permanent) => Ok(FailureClass::Permanent),
         Ok(v1::FailureClass::Lost) => Ok(FailureClass::Lost),
+        Ok(v1::FailureClass::Unavailable) => Ok(FailureClass::Unavailable),
         Ok(v1::FailureClass::Unspecified) | Err(_) => {
             Err(WireError::Unknown { field: "class", value: class.to_string() })
         }

@@ -95,7 +95,8 @@ mod tests {
             Just(FailureClass::Transient),
             Just(FailureClass::Resource),
             Just(FailureClass::Permanent),
-            Just(FailureClass::Lost)
+            Just(FailureClass::Lost),
+            Just(FailureClass::Unavailable)
         ];
         let failed = (class, ".*", any::<u64>(), any::<u64>())
             .prop_map(|(class, message, host, gpu)| Outcome::Failed { class, message, needed: MemoryMb { host, gpu } });

@@ -61,11 +61,16 @@ pub(crate) async fn run(worker: &Worker, id: &WorkerId, offer: TaskOffer, entry:
     let outcome = match ended {
         Ok(Ok(committed)) => Outcome::Committed { summary: committed.manifest.summary(), first: committed.first },
         Ok(Err(error)) => {
-            let needed = match error.class() {
+            let class = match error.class() {
+                // One process alone has nobody to be patient for: whoever began it is there, and should be told soon.
+                FailureClass::Unavailable if worker.words.is_none() => FailureClass::Transient,
+                class => class,
+            };
+            let needed = match class {
                 FailureClass::Resource => more_than(worker.memory),
                 _ => MemoryMb::default(),
             };
-            Outcome::Failed { class: error.class(), message: error.to_string(), needed }
+            Outcome::Failed { class, message: error.to_string(), needed }
         }
         // Outside the stage itself: reading inputs, committing.
         Err(join) => Outcome::Failed {
@@ -183,9 +188,8 @@ pub(crate) fn from_store(error: StoreError) -> StageError {
         return StageError::Resource(format!("{error}; free space there, or name another store"));
     }
     match error {
-        StoreError::Object { .. } | StoreError::Folder { .. } | StoreError::Conflict { .. } => {
-            StageError::Transient(error.to_string())
-        }
+        StoreError::Object { .. } | StoreError::Folder { .. } => StageError::Unavailable(error.to_string()),
+        StoreError::Conflict { .. } => StageError::Transient(error.to_string()),
         StoreError::Corrupt { .. }
         | StoreError::Journal { .. }
         | StoreError::Encode { .. }

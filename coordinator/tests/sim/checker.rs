@@ -266,6 +266,9 @@ impl Told {
                     (FailureClass::Permanent, _) => {
                         world.violate(format!("{run} {task} failed for good, and nothing is wrong with it: {message}"));
                     }
+                    (FailureClass::Unavailable, Next::GiveUp) => {
+                        world.violate(format!("{run} {task} was given up because the store was away: {message}"));
+                    }
                     (FailureClass::Transient | FailureClass::Resource, Next::GiveUp) if own < MAX_ATTEMPTS as usize => {
                         world.violate(format!("{run} {task} was given up after {own} failures of its own: {message}"));
                     }

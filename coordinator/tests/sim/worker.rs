@@ -249,7 +249,7 @@ impl Worker {
         }
         match self.commit(offer, ms).await {
             Ok(committed) => Outcome::Committed { summary: committed.manifest.summary(), first: committed.first },
-            Err(error) => failed(FailureClass::Transient, error.to_string()),
+            Err(error) => failed(FailureClass::Unavailable, error.to_string()),
         }
     }
 

@@ -41,7 +41,7 @@ pub use event::{Event, Next, RunOutcome};
 pub use graph::PlanDefect;
 pub use owed::{Effect, owed};
 pub use record::{JournalRecord, RecordError};
-pub use retry::{MAX_BACKOFF_MS, MAX_LOSSES};
+pub use retry::{MAX_BACKOFF_MS, MAX_LOSSES, MAX_OUTAGES};
 pub use shards::{MAX_SHARDS, Shards};
 pub use snapshot::Snapshot;
 pub use state::{Begun, Done, Doubled, Failed, Phase, Ready, ReplayError, RunState, Running, TaskState, Unprobed};

@@ -119,6 +119,8 @@ pub enum FailureClass {
     Permanent,
     /// The worker went away; does not count against the task.
     Lost,
+    /// The store did not answer; says nothing about the task. Try again after a wait, patiently.
+    Unavailable,
 }
 
 /// What an artifact holds, in short.

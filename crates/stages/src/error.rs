@@ -14,6 +14,9 @@ pub enum StageError {
     /// Not enough memory or disk.
     #[error("{0}")]
     Resource(String),
+    /// The store does not answer, which says nothing about the task.
+    #[error("{0}")]
+    Unavailable(String),
     /// The task was told to stop.
     #[error("cancelled")]
     Cancelled,
@@ -26,6 +29,7 @@ impl StageError {
             Self::Invalid(_) => FailureClass::Permanent,
             Self::Transient(_) => FailureClass::Transient,
             Self::Resource(_) => FailureClass::Resource,
+            Self::Unavailable(_) => FailureClass::Unavailable,
             Self::Cancelled => FailureClass::Lost,
         }
     }

@@ -131,10 +131,13 @@ fn apply_task(state: &mut RunState, task: TaskId, event: &Event) -> Result<(), I
             TaskState::Unprobed(_) | TaskState::Ready(_) | TaskState::Running(_) | TaskState::Doubled(_),
             Event::TaskFailed { next: Next::GiveUp, class, message, .. },
         ) => TaskState::Failed(Box::new(Failed { class: *class, message: message.clone() })),
-        (TaskState::Running(running), Event::TaskFailed { attempt, next: Next::Retry { not_before }, .. })
+        (TaskState::Running(running), Event::TaskFailed { attempt, class, next: Next::Retry { not_before }, .. })
             if Some(running.attempt) == *attempt =>
         {
-            history.failures += 1;
+            match class {
+                FailureClass::Unavailable => history.outages += 1,
+                _ => history.failures += 1,
+            }
             TaskState::Unprobed(Unprobed { not_before: *not_before })
         }
         (TaskState::Running(running), Event::TaskFailed { attempt, next: Next::Replace { counts }, .. })
@@ -179,6 +182,7 @@ impl History {
         match class {
             FailureClass::Lost => self.losses += u32::from(counts),
             FailureClass::Transient | FailureClass::Resource => self.failures += u32::from(counts),
+            FailureClass::Unavailable => self.outages += u32::from(counts),
             FailureClass::Permanent => {}
         }
     }

@@ -99,7 +99,8 @@ mod tests {
             Just(FailureClass::Transient),
             Just(FailureClass::Resource),
             Just(FailureClass::Permanent),
-            Just(FailureClass::Lost)
+            Just(FailureClass::Lost),
+            Just(FailureClass::Unavailable)
         ];
         let next = prop_oneof![
             any::<u64>().prop_map(|t| Next::Retry { not_before: TimeMs(t) }),

@@ -17,6 +17,10 @@ pub const MAX_BACKOFF_MS: u64 = 300_000;
 /// Losses of its worker after which a task is taken to be the cause, and fails.
 pub const MAX_LOSSES: u32 = 3;
 
+/// Attempts at one task that may end because the store did not answer: with the longest waits between them, about a day.
+/// After that somebody should look.
+pub const MAX_OUTAGES: u32 = 400;
+
 /// What follows an attempt that ended in `class`, given what came before it.
 pub(super) fn next(
     retry: &Retry,
@@ -32,6 +36,13 @@ pub(super) fn next(
         FailureClass::Lost if cancelling => Next::Replace { counts: false },
         FailureClass::Lost if history.losses + 1 >= MAX_LOSSES => Next::GiveUp,
         FailureClass::Lost => Next::Replace { counts: true },
+        FailureClass::Unavailable => {
+            let outages = history.outages + 1;
+            if outages >= MAX_OUTAGES {
+                return Next::GiveUp;
+            }
+            Next::Retry { not_before: TimeMs(now.0.saturating_add(backoff_ms(retry, key, history.attempts, outages))) }
+        }
         FailureClass::Transient | FailureClass::Resource => {
             let failures = history.failures + 1;
             if failures >= retry.max_attempts {
@@ -93,7 +104,7 @@ mod tests {
             next(
                 &retry,
                 &Key("k".into()),
-                &History { attempts: 5, failures, losses, doubled: false },
+                &History { attempts: 5, failures, losses, outages: failures + 10, doubled: false },
                 class,
                 cancelling,
                 TimeMs(7),
@@ -102,6 +113,8 @@ mod tests {
         assert_eq!(go(FailureClass::Permanent, 0, 0, false), Next::GiveUp);
         assert_eq!(go(FailureClass::Transient, 0, 2, false), Next::Retry { not_before: TimeMs(7) });
         assert_eq!(go(FailureClass::Transient, 1, 0, false), Next::GiveUp);
+        assert_eq!(go(FailureClass::Unavailable, 1, 2, false), Next::Retry { not_before: TimeMs(7) });
+        assert_eq!(go(FailureClass::Unavailable, MAX_OUTAGES, 0, false), Next::GiveUp);
         assert_eq!(go(FailureClass::Lost, 1, 1, false), Next::Replace { counts: true });
         assert_eq!(go(FailureClass::Lost, 0, 2, false), Next::GiveUp);
         assert_eq!(go(FailureClass::Lost, 0, 2, true), Next::Replace { counts: false });

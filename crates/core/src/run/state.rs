@@ -140,6 +140,8 @@ pub(super) struct History {
     pub(super) failures: u32,
     /// Attempts that lost their worker and count towards quarantine.
     pub(super) losses: u32,
+    /// Attempts that ended because the store did not answer.
+    pub(super) outages: u32,
     /// Whether the attempt that was dispatched last has had a second one beside it.
     pub(super) doubled: bool,
 }

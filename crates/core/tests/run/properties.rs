@@ -8,8 +8,13 @@ use rallrec_core::{
     task::FailureClass,
 };
 
-const CLASSES: [FailureClass; 4] =
-    [FailureClass::Transient, FailureClass::Resource, FailureClass::Permanent, FailureClass::Lost];
+const CLASSES: [FailureClass; 5] = [
+    FailureClass::Transient,
+    FailureClass::Resource,
+    FailureClass::Permanent,
+    FailureClass::Lost,
+    FailureClass::Unavailable,
+];
 
 /// One drawn action: `what` happens, to the `which`-th thing that it can happen to, `how`.
 fn act(world: &mut World, what: u8, which: usize, how: usize) {
@@ -44,7 +49,7 @@ fn act(world: &mut World, what: u8, which: usize, how: usize) {
         }
         10 if !world.claimed.is_empty() => {
             let (offer, worker) = world.claimed.remove(which % world.claimed.len());
-            world.fail(&offer, &worker, CLASSES[how % 4]);
+            world.fail(&offer, &worker, CLASSES[how % CLASSES.len()]);
         }
         11..=15 if !world.inbox.is_empty() => {
             let input = world.inbox.remove(which % world.inbox.len());
