@@ -33,6 +33,7 @@ mod shards;
 mod snapshot;
 mod state;
 mod straggler;
+mod task;
 mod view;
 
 pub use apply::{IllegalTransition, apply};
@@ -44,6 +45,7 @@ pub use record::{JournalRecord, RecordError};
 pub use retry::{MAX_BACKOFF_MS, MAX_LOSSES, MAX_OUTAGES};
 pub use shards::{MAX_SHARDS, Shards};
 pub use snapshot::Snapshot;
-pub use state::{Begun, Done, Doubled, Failed, Phase, Ready, ReplayError, RunState, Running, TaskState, Unprobed};
+pub use state::{Phase, ReplayError, RunState};
 pub use straggler::{STRAGGLER_FLOOR_MS, Suspect};
+pub use task::{Begun, Done, Doubled, Failed, Ready, Running, TaskState, Unprobed};
 pub use view::{RunView, StageView, TaskError};

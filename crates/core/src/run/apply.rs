@@ -2,7 +2,7 @@
 
 use super::{
     Begun, Done, Doubled, Event, Failed, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState,
-    Unprobed, state::History,
+    Unprobed, task::History,
 };
 use crate::{
     ids::{Attempt, TaskId, TimeMs, WorkerId},
@@ -164,30 +164,6 @@ fn begin(attempt: Attempt, worker: &WorkerId, at: TimeMs) -> Running {
     Running { attempt, begun: Some(Begun { worker: worker.clone(), at }) }
 }
 
-impl Doubled {
-    fn has(&self, attempt: Attempt) -> bool {
-        self.first.attempt == attempt || self.second.attempt == attempt
-    }
-
-    /// The other attempt.
-    fn without(&self, attempt: Attempt) -> Running {
-        if self.first.attempt == attempt { self.second.clone() } else { self.first.clone() }
-    }
-}
-
-impl History {
-    /// One of two attempts has ended, and its task goes on. What does not count leaves the task its second attempt, too.
-    fn charge(&mut self, class: FailureClass, counts: bool) {
-        self.doubled = counts;
-        match class {
-            FailureClass::Lost => self.losses += u32::from(counts),
-            FailureClass::Transient | FailureClass::Resource => self.failures += u32::from(counts),
-            FailureClass::Unavailable => self.outages += u32::from(counts),
-            FailureClass::Permanent => {}
-        }
-    }
-}
-
 /// Stages of one task are cut at once; the others wait for their driving table.
 fn start(state: &mut RunState) {
     state.phase = Phase::Active;
@@ -272,21 +248,6 @@ impl Event {
             Self::StageOutgrown { .. } => "stage_outgrown",
             Self::CancelRequested { .. } => "cancel_requested",
             Self::RunFinished { .. } => "run_finished",
-        }
-    }
-}
-
-impl TaskState {
-    /// Its name, for people.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Unprobed(_) => "unprobed",
-            Self::Blocked => "blocked",
-            Self::Ready(_) => "ready",
-            Self::Running(_) => "running",
-            Self::Doubled(_) => "running twice",
-            Self::Done(_) => "done",
-            Self::Failed(_) => "failed",
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Inputs to events: every policy of a run is here, and none in [`super::apply`].
 
 use super::{
-    Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, handout, retry,
-    state::History, straggler,
+    Event, MAX_SHARDS, Next, Phase, Ready, RunOutcome, RunState, Running, Shards, TaskState, handout, retry, straggler,
+    task::History,
 };
 use crate::{
     ids::{Attempt, RunId, TaskId, TimeMs, WorkerId},

@@ -1,6 +1,6 @@
 //! What follows a failed attempt.
 
-use super::{Next, state::History};
+use super::{Next, task::History};
 use crate::{
     ids::{TaskId, TimeMs},
     key::Key,

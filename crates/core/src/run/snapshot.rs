@@ -7,7 +7,8 @@
 use super::{
     Phase, RecordError, RunState,
     shards::Shards,
-    state::{History, ReplayError, Tally, TaskState},
+    state::{ReplayError, Tally},
+    task::{History, TaskState},
 };
 use crate::{
     ids::{RunId, TaskId},
