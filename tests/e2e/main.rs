@@ -8,6 +8,7 @@ mod cluster;
 mod cluster_s3;
 mod golden;
 mod kill;
+mod limits;
 mod model_memory;
 mod operations;
 mod partition;
