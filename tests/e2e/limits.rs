@@ -1,6 +1,7 @@
 //! Named limits over all runs of a cluster, and needs that nobody meets, as people see them.
 
 use crate::{cluster::Cluster, support::is};
+use std::time::{Duration, Instant};
 
 const PIPELINE: &str = "tests/pipelines/limited.yaml";
 
@@ -26,6 +27,9 @@ fn the_clusters_limit_holds_and_what_is_missing_is_told() {
     drop(watching);
     assert_eq!(most, 2, "the pipeline allows 3, the cluster 2, and there are slots for 6");
     let wanted = "stage `large` waits for a worker of pool `cpu` with 976 GiB of memory";
-    let told = (0..100).any(|_| cluster.ask(&["status"]).contains(wanted));
-    assert!(told, "{}", cluster.ask(&["status"]));
+    // A leader tells it once it has heard of every worker.
+    let until = Instant::now() + Duration::from_secs(30);
+    while !cluster.ask(&["status"]).contains(wanted) {
+        assert!(Instant::now() < until, "{}", cluster.ask(&["status"]));
+    }
 }
