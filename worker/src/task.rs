@@ -184,8 +184,9 @@ fn panic_message(payload: Box<dyn Any + Send>) -> String {
 
 /// What a stage should make of a store's failure.
 pub(crate) fn from_store(error: StoreError) -> StageError {
+    // Another machine's memory would not help; space that somebody frees does.
     if error.is_full() {
-        return StageError::Resource(format!("{error}; free space there, or name another store"));
+        return StageError::Unavailable(format!("{error}; free space there, or name another store"));
     }
     match error {
         StoreError::Object { .. } | StoreError::Folder { .. } => StageError::Unavailable(error.to_string()),
@@ -194,5 +195,25 @@ pub(crate) fn from_store(error: StoreError) -> StageError {
         | StoreError::Journal { .. }
         | StoreError::Encode { .. }
         | StoreError::Unfit { .. } => StageError::Invalid(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It asks for no larger machine, and uses up no retries: the store is the same for every machine.
+    #[test]
+    fn a_full_disk_is_waited_for() {
+        let full = StoreError::Folder { path: "/data".into(), source: std::io::Error::from_raw_os_error(28) };
+        let failure = from_store(full);
+        assert_eq!(failure.class(), FailureClass::Unavailable);
+        assert!(failure.to_string().contains("free space there"), "{failure}");
+    }
+
+    #[test]
+    fn a_device_whose_memory_is_full_asks_for_a_larger_machine() {
+        assert_eq!(panicked("CUDA_ERROR_OUT_OF_MEMORY").class(), FailureClass::Resource);
+        assert_eq!(panicked("index out of bounds").class(), FailureClass::Permanent);
     }
 }

@@ -113,13 +113,13 @@ pub struct TaskOffer {
 pub enum FailureClass {
     /// May pass next time: try again after a wait.
     Transient,
-    /// Not enough memory or disk: try again with less, or on a larger machine.
+    /// Not enough memory: try again with less, or on a larger machine.
     Resource,
     /// Will fail every time: bad input, or a bug. Do not try again.
     Permanent,
     /// The worker went away; does not count against the task.
     Lost,
-    /// The store did not answer; says nothing about the task. Try again after a wait, patiently.
+    /// The store did not answer, or is full; says nothing about the task. Try again after a wait, patiently.
     Unavailable,
 }
 

@@ -11,10 +11,10 @@ pub enum StageError {
     /// May pass next time.
     #[error("{0}")]
     Transient(String),
-    /// Not enough memory or disk.
+    /// Not enough memory.
     #[error("{0}")]
     Resource(String),
-    /// The store does not answer, which says nothing about the task.
+    /// The store does not answer, or is full, which says nothing about the task.
     #[error("{0}")]
     Unavailable(String),
     /// The task was told to stop.

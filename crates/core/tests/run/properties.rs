@@ -100,6 +100,17 @@ fn act(world: &mut World, what: u8, which: usize, how: usize) {
     }
 }
 
+/// Does what was drawn, and ends.
+fn live(mut world: World, actions: Vec<(u8, prop::sample::Index, usize)>) {
+    for (what, which, how) in actions {
+        act(&mut world, what, which.index(1 << 16), how);
+        world.check_against_scan();
+    }
+    world.settle();
+    world.check_end();
+    assert_eq!(RunState::replay(&world.journal).unwrap(), world.state);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
@@ -108,14 +119,7 @@ proptest! {
         case in plans::case(),
         actions in proptest::collection::vec((0..25u8, any::<prop::sample::Index>(), 0..64usize), 0..250),
     ) {
-        let mut world = World::new(case);
-        for (what, which, how) in actions {
-            act(&mut world, what, which.index(1 << 16), how);
-            world.check_against_scan();
-        }
-        world.settle();
-        world.check_end();
-        prop_assert_eq!(RunState::replay(&world.journal).unwrap(), world.state);
+        live(World::new(case), actions);
     }
 
     /// The same from a state in which half of a stage is done and every other task has a second attempt.
@@ -128,13 +132,7 @@ proptest! {
         let mut world = World::new(plans::wide(u64::from(shards)));
         world.straggle(second_begun);
         prop_assert_eq!(world.doubled, shards / 2);
-        for (what, which, how) in actions {
-            act(&mut world, what, which.index(1 << 16), how);
-            world.check_against_scan();
-        }
-        world.settle();
-        world.check_end();
-        prop_assert_eq!(RunState::replay(&world.journal).unwrap(), world.state);
+        live(world, actions);
     }
 
     /// Every prefix of a journal, also one that ends within a decision, is a state that goes on to the end.
