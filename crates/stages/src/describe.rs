@@ -1,7 +1,7 @@
 //! `describe`: a language model writes a description of each item (eq. 1).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
     language::{self, Prompt, Request, RowResults},
     meter::Meter,
@@ -19,7 +19,7 @@ impl Stage for DescribeParams {
         let template =
             ItemTemplate::parse(&self.template).map_err(|e| StageError::Invalid(format!("with.template: {e}")))?;
         let model = language::model(context)?;
-        let batch = inputs.table("items")?;
+        let batch = inputs.table("items", Columns::Only(&["item", "train_ratings", "title", "genre", "year"]))?;
         let items = Table::new("items", &batch);
         let (item, ratings) = (items.i32("item")?, items.i32("train_ratings")?);
         let (title, genre, year) = (items.text("title")?, items.text("genre")?, items.i32_opt("year")?);
