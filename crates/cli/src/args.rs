@@ -148,8 +148,14 @@ pub enum Command {
     },
     /// Hand a pipeline to a cluster; an unfinished run of the same plan goes on
     Submit(SubmitArgs),
-    /// List a cluster's runs
-    Status(ClusterArgs),
+    /// List a cluster's runs, or show one
+    Status {
+        /// The run: an id, the beginning of one, or `last`; all without it
+        run: Option<String>,
+        /// The cluster
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
     /// Show a cluster's run until it ends, and end as it does
     Watch {
         /// The run: an id, the beginning of one, or `last`

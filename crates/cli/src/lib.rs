@@ -18,6 +18,7 @@ pub mod failure;
 pub mod gc;
 pub mod history;
 pub mod home;
+pub mod learned;
 pub mod load;
 pub mod plan_view;
 pub mod preview;
