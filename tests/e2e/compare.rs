@@ -15,7 +15,7 @@ confidence: 0.95
 resamples: 500
 metrics:
   - {system: ctr, metric: auc, max_drop: 0.02, detect: 0.25}
-  - {system: ctr, metric: log_loss, max_rise: 0.02, detect: 0.3}
+  - {system: ctr, metric: accuracy, max_drop: 0.02, detect: 0.25}
 ";
 
 /// A run with these overrides; its id.

@@ -193,7 +193,7 @@ pub struct Answer {
 pub fn answers(questions: &[Question], confidence: f64, power: f64) -> Vec<Answer> {
     let p: Vec<f64> = questions.iter().map(|q| q.difference.p).collect();
     let alpha = 1.0 - confidence;
-    let reach = normal_quantile(1.0 - alpha / questions.len().max(1) as f64) + normal_quantile(power);
+    let reach = normal_quantile(bound_confidence(questions.len(), confidence)) + normal_quantile(power);
     let answer = |(question, p_holm): (&Question, f64)| {
         let detectable = question.difference.standard_error.map(|s| question.tolerated + reach * s);
         // Rounding must not turn 0.01 into less than 2 x 0.005.
@@ -206,6 +206,11 @@ pub fn answers(questions: &[Question], confidence: f64, power: f64) -> Vec<Answe
         Answer { verdict, p_holm, detectable }
     };
     questions.iter().zip(holm(&p)).map(answer).collect()
+}
+
+/// Confidence of one bound such that those of all `questions` hold together: Bonferroni's, and that of Holm's first step.
+pub fn bound_confidence(questions: usize, confidence: f64) -> f64 {
+    1.0 - (1.0 - confidence) / questions.max(1) as f64
 }
 
 /// Fewest resamplings with which `questions` together can be answered: twice those that let Holm's first step reject.

@@ -12,7 +12,9 @@ use rallrec_core::{
     plan::PlannedStage,
     spec::gate::{self, By, Check, Gate, Measure, Segments, Unit},
 };
-use rallrec_recsys::compare::{Answer, Difference, Paired, Question, Verdict, answers, fewest_resamples};
+use rallrec_recsys::compare::{
+    Answer, Difference, Paired, Question, Verdict, answers, bound_confidence, fewest_resamples,
+};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +41,8 @@ pub(super) struct Comparison {
     pub(super) baseline: String,
     /// One less the probability of any false alarm.
     pub(super) confidence: f64,
+    /// Confidence of each bound of a difference: together they hold with `confidence`.
+    pub(super) bound_confidence: f64,
     /// Probability with which a worsening by what is detectable is found.
     pub(super) power: f64,
     /// Resamplings.
@@ -137,6 +141,7 @@ pub(super) async fn judge(tables: &RunTables<'_>, baseline: &Baseline, file: &Ga
         run: tables.run.to_string(),
         baseline: baseline.run.clone(),
         confidence: gate.confidence,
+        bound_confidence: bound_confidence(inquiry.asked.len(), gate.confidence),
         power: gate.power,
         resamples: gate.resamples,
         unit: gate.unit,
@@ -350,12 +355,13 @@ impl Inquiry {
                 gate.confidence, gate.resamples
             )));
         }
+        let bounds = bound_confidence(n, gate.confidence);
         let of: BTreeSet<usize> = self.asked.iter().map(|(_, at)| *at).collect();
         let drawn: BTreeMap<_, _> =
             of.into_iter().map(|at| (at, self.paired[at].resample(gate.resamples, gate.seed))).collect();
         let questions = self.asked.iter().map(|(place, at)| {
             let check = &self.checks[*place];
-            let difference = drawn[at].difference(check.metric, check.tolerated, gate.confidence);
+            let difference = drawn[at].difference(check.metric, check.tolerated, bounds);
             Question { difference, tolerated: check.tolerated, detect: check.detect }
         });
         let questions: Vec<Question> = questions.collect();

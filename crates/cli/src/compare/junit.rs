@@ -14,7 +14,7 @@ pub(super) fn document(comparison: &Comparison) -> String {
     };
     let mut cases = String::new();
     for check in &comparison.checks {
-        cases.push_str(&case(check, comparison.confidence));
+        cases.push_str(&case(check));
     }
     let counts = [comparison.checks.len(), count(Some(Verdict::Regression)), count(Some(Verdict::TooFew)), count(None)];
     suite(&comparison.pipeline, counts, &cases, &headline(comparison))
@@ -39,9 +39,9 @@ fn suite(name: &str, [tests, failures, errors, skipped]: [usize; 4], cases: &str
     )
 }
 
-fn case(check: &Checked, confidence: f64) -> String {
+fn case(check: &Checked) -> String {
     let name = check.segment.as_ref().map_or_else(|| check.metric.to_string(), |s| format!("{}, {s}", check.metric));
-    let told = escaped(&sentence(check, confidence));
+    let told = escaped(&sentence(check));
     let mut case = format!("    <testcase classname=\"{}\" name=\"{}\">\n", escaped(&check.system), escaped(&name));
     let verdict = check.answer.as_ref().map(|a| a.verdict);
     // Writing to a string cannot fail.

@@ -21,7 +21,7 @@ pub(super) fn word(verdict: Option<Verdict>) -> &'static str {
 /// Lines for a terminal: the first is the head.
 pub(super) fn lines(comparison: &Comparison) -> Vec<String> {
     let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
-    rows.extend(comparison.checks.iter().map(|check| cells(check, comparison.confidence)));
+    rows.extend(comparison.checks.iter().map(|check| cells(check)));
     let mut lines = columns(&rows);
     lines.push(String::new());
     lines.extend(notes(comparison));
@@ -35,7 +35,7 @@ pub(super) fn markdown(comparison: &Comparison) -> String {
     lines.push(format!("| {} |", HEAD.map(|word| capital(&word.to_lowercase())).join(" | ")));
     lines.push("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |".into());
     for check in &comparison.checks {
-        let mut cells: Vec<_> = cells(check, comparison.confidence).iter().map(|c| c.replace('|', "\\|")).collect();
+        let mut cells: Vec<_> = cells(check).iter().map(|c| c.replace('|', "\\|")).collect();
         if check.answer.as_ref().is_some_and(|a| a.verdict == Verdict::Regression) {
             cells.iter_mut().filter(|cell| !cell.is_empty()).for_each(|cell| *cell = format!("**{cell}**"));
         }
@@ -62,8 +62,8 @@ pub(super) fn headline(comparison: &Comparison) -> String {
 }
 
 /// What a check found, in one line.
-pub(super) fn sentence(check: &Checked, confidence: f64) -> String {
-    let cells = cells(check, confidence);
+pub(super) fn sentence(check: &Checked) -> String {
+    let cells = cells(check);
     let place = check.segment.as_ref().map(|segment| format!(" ({segment})")).unwrap_or_default();
     format!(
         "{} {}{place}: {} to {}, a change of {}; tolerated {}, detectable {}; {} samples: {}",
@@ -71,7 +71,7 @@ pub(super) fn sentence(check: &Checked, confidence: f64) -> String {
     )
 }
 
-fn cells(check: &Checked, confidence: f64) -> Vec<String> {
+fn cells(check: &Checked) -> Vec<String> {
     let value = |v: Option<f64>| v.map_or_else(|| "n/a".into(), |v| format!("{v:.4}"));
     let difference = check.difference.as_ref();
     vec![
@@ -81,7 +81,7 @@ fn cells(check: &Checked, confidence: f64) -> Vec<String> {
         thousands(check.samples as u64),
         difference.map_or_else(String::new, |d| value(d.old)),
         difference.map_or_else(String::new, |d| value(d.new)),
-        change(check, confidence),
+        change(check),
         signed(check, check.tolerated),
         check.answer.as_ref().and_then(|a| a.detectable).map_or_else(String::new, |d| signed(check, d)),
         word(check.answer.as_ref().map(|a| a.verdict)).to_owned(),
@@ -89,7 +89,7 @@ fn cells(check: &Checked, confidence: f64) -> Vec<String> {
 }
 
 /// New less old, with the bounds that it is above and below.
-fn change(check: &Checked, confidence: f64) -> String {
+fn change(check: &Checked) -> String {
     let Some((difference, harm)) = check.difference.as_ref().and_then(|d| Some((d, d.harm?))) else {
         return String::new();
     };
@@ -97,7 +97,7 @@ fn change(check: &Checked, confidence: f64) -> String {
     let signed = |harm: f64| if check.metric.rises_when_better() { 0.0 - harm } else { harm + 0.0 };
     let bounds = difference.low.zip(difference.high).map(|(low, high)| {
         let (a, b) = (signed(low), signed(high));
-        format!(" [{:+.4}, {:+.4}] at {}", a.min(b), a.max(b), percent(confidence))
+        format!(" [{:+.4}, {:+.4}]", a.min(b), a.max(b))
     });
     format!("{:+.4}{}", signed(harm), bounds.unwrap_or_default())
 }
@@ -108,7 +108,7 @@ fn signed(check: &Checked, harm: f64) -> String {
 }
 
 fn percent(share: f64) -> String {
-    let digits = format!("{:.4}", share * 100.0);
+    let digits = format!("{:.2}", share * 100.0);
     format!("{} %", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
@@ -118,10 +118,11 @@ fn notes(comparison: &Comparison) -> Vec<String> {
         Unit::Users => "users",
     };
     let mut notes = vec![format!(
-        "paired bootstrap over {unit}, {} resamplings; a false alarm in any row has a probability of {} at most; a worsening by \
-         what is detectable is found with {}",
+        "paired bootstrap over {unit}, {} resamplings; a false alarm in any row has a probability of {} at most, so each \
+         bound is one of {}; a worsening by what is detectable is found with {}",
         thousands(comparison.resamples.into()),
         percent(1.0 - comparison.confidence),
+        percent(comparison.bound_confidence),
         percent(comparison.power)
     )];
     notes.extend(comparison.systems.iter().filter_map(note));
@@ -201,6 +202,7 @@ pub(super) mod tests {
             run: "20261123-2".into(),
             baseline: "20261101-1".into(),
             confidence: 0.99,
+            bound_confidence: 0.995,
             power: 0.9,
             resamples: 2000,
             unit: Unit::Samples,
