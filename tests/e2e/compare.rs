@@ -2,6 +2,7 @@
 //! read, and the script that they call.
 
 use crate::support::{Home, root};
+use rallrec_test_servers::Moto;
 use serde_json::Value;
 use std::{
     path::Path,
@@ -143,6 +144,34 @@ fn a_baseline_is_kept_as_a_file_and_segments_are_asked() {
     let (code, text) = compare(&home, &worse, file, &write(&home, "unknown.yaml", &unknown), &[]);
     assert!(code == Some(2) && text.contains("unknown.yaml:8:10: error:"), "{text}");
     assert!(text.contains("gender, age, job"), "{text}");
+}
+
+#[test]
+fn runs_in_a_bucket_are_compared_too() {
+    let Some(moto) = Moto::start("nightly") else { return };
+    let home = Home::new();
+    let gate = write(&home, "gate.yaml", GATE);
+    let ask = |arguments: &[&str]| {
+        let mut command = home.command(&[arguments, &["--store", "s3://nightly/kept"]].concat());
+        command.env("AWS_ENDPOINT_URL", moto.url()).env("AWS_ACCESS_KEY_ID", "AKIA1").env("AWS_SECRET_ACCESS_KEY", "s");
+        told(&command.output().unwrap())
+    };
+    let rate = |rate: &str| ask(&["run", NIGHTLY, "--set", &format!("learning_rate={rate}")]);
+    let (code, text) = rate("0.01");
+    assert_eq!(code, Some(0), "{text}");
+    let kept = home.path().join("kept.parquet");
+    let kept = kept.to_str().unwrap();
+    assert_eq!(ask(&["compare", "last", "--save", kept]).0, Some(0));
+    assert_eq!(rate("1e-9").0, Some(0));
+    let (code, text) = ask(&["compare", "last", "--baseline", kept, "--gate", &gate]);
+    assert!(code == Some(1) && text.contains("REGRESSION"), "{text}");
+    let asked = moto.url();
+    drop(moto);
+    let mut command =
+        home.command(&["compare", "last", "--baseline", kept, "--gate", &gate, "--store", "s3://nightly/kept"]);
+    command.env("AWS_ENDPOINT_URL", asked).env("AWS_ACCESS_KEY_ID", "AKIA1").env("AWS_SECRET_ACCESS_KEY", "s");
+    let (code, text) = told(&command.output().unwrap());
+    assert_eq!(code, Some(3), "{text}");
 }
 
 #[test]

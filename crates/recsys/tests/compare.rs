@@ -96,7 +96,7 @@ fn ask(world: &World, seed: u64, strengths: [f64; 2]) -> [Answer; 3] {
 
 /// Of 100 test sets of 10,000 samples, in how many anything is called a regression, and in how many the AUC is.
 fn alarms(strengths: [f64; 2], first_seed: u64) -> (usize, usize) {
-    // Errors that correlate by 0.82, as those of a model and of its next training do.
+    // Errors that correlate by 0.82; two trainings of one model share more (docs/compare.md).
     let world = World { samples: 10_000, users: 200, shared: 0.8 };
     let drawn: Vec<_> = (first_seed..first_seed + 100).map(|seed| ask(&world, seed, strengths)).collect();
     let regression = |answer: &Answer| answer.verdict == Verdict::Regression;
