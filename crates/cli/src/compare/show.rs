@@ -119,7 +119,7 @@ fn notes(comparison: &Comparison) -> Vec<String> {
     };
     let mut notes = vec![format!(
         "paired bootstrap over {unit}, {} resamplings; a false alarm in any row has a probability of {} at most, so each \
-         bound is one of {}; a worsening by what is detectable is found with {}",
+         bound holds with {}; a worsening by what is detectable is found with a probability of {}",
         thousands(comparison.resamples.into()),
         percent(1.0 - comparison.confidence),
         percent(comparison.bound_confidence),
