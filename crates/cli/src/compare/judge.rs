@@ -374,3 +374,55 @@ impl Inquiry {
         Ok(worst)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rallrec_core::key::Key;
+
+    fn system(data: &str, first: i64, p: &[Option<f32>]) -> System {
+        let rows = p.len();
+        System {
+            key: Key("k".into()),
+            data: data.into(),
+            predictions: Predictions {
+                sample: (first..).take(rows).collect(),
+                user: vec![1; rows],
+                item: vec![2; rows],
+                label: vec![1; rows],
+                p: p.to_vec(),
+            },
+        }
+    }
+
+    fn gate(more: &str) -> Gate {
+        let text = format!("rallrec-gate: 1\nmetrics: [{{system: s, metric: auc, max_drop: 0.1}}]\n{more}");
+        gate::read("g", &text).unwrap()
+    }
+
+    fn refused(old: &System, new: &System, more: &str) -> String {
+        match side("s", old, new, &gate(more)) {
+            Err(failure @ Failure::Invalid(_)) => failure.to_string(),
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => panic!("it is compared"),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_told() {
+        let whole = system("d", 0, &[Some(0.5); 4]);
+        let holes = system("d", 0, &[Some(0.5), None, Some(0.2), Some(f32::NAN)]);
+        let told = refused(&whole, &holes, "max_missing: 0.4");
+        assert!(told.contains("2 of 4 samples have no prediction (2 in the run, 0 in the baseline)"), "{told}");
+        let (_, compared) = side("s", &whole, &holes, &gate("max_missing: 0.5")).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((compared.samples, compared.missing_in_run, compared.unchanged), (4, 2, true));
+        let told = refused(&system("e", 0, &[Some(0.5); 4]), &whole, "");
+        assert!(told.contains("the data set is d in the run and e in the baseline"), "{told}");
+        let told = refused(&system("d", 1, &[Some(0.5); 4]), &whole, "");
+        assert!(told.contains("1 are only in the run, 1 only in the baseline, 0 have another"), "{told}");
+        let common = side("s", &system("e", 1, &[Some(0.5); 4]), &whole, &gate("on_common_samples: true"));
+        assert_eq!(common.map(|(side, _)| side.label.len()).unwrap_or_else(|e| panic!("{e}")), 3);
+        let told = refused(&system("d", 9, &[Some(0.5)]), &whole, "on_common_samples: true");
+        assert!(told.contains("no sample in common"), "{told}");
+    }
+}
