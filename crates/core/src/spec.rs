@@ -11,6 +11,7 @@
 mod diagnostics;
 mod graph;
 mod lower;
+mod mapping;
 mod models;
 mod node;
 mod recover;

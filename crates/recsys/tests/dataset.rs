@@ -36,7 +36,7 @@ fn three_layouts_give_one_data_set() {
 fn fields_are_those_of_the_files() {
     let data = read("tiny-1m");
     assert_eq!((data.items.item.len(), data.users.user.len(), data.interactions.user.len()), (60, 40, 1004));
-    assert_eq!((data.verb, data.like_above), ("watched", 3.0));
+    assert_eq!((data.verb.as_str(), data.like_above), ("watched", 3.0));
     assert_eq!(data.items.item, (0..60).collect::<Vec<_>>());
     assert_eq!((data.items.item_id[20].as_str(), data.items.item_id[59].as_str()), ("22", "62"));
     assert_eq!(data.items.title[9], "Café of the Lighthouse (1967)");

@@ -2,6 +2,7 @@
 
 use super::{
     diagnostics::{Span, list, shown},
+    mapping,
     node::{Content, Entry},
     stage::Reference,
     values::Reader,
@@ -27,7 +28,10 @@ impl Places<'_> {
 pub(super) fn check(reader: &mut Reader, params: &StageParams, stage: Span, with: &[Entry]) {
     let at = Places { stage, with };
     match params {
-        StageParams::Dataset(p) => fractions(reader, p, &at),
+        StageParams::Dataset(p) => {
+            fractions(reader, p, &at);
+            mapping::check(reader, p, stage, with);
+        }
         StageParams::Describe(p) => {
             placeholders(reader, &p.template, "template", &["title", "genre", "year"], &["title"], &at);
         }
