@@ -3,14 +3,17 @@
 
 use super::{
     diagnostics::{Span, list, shown},
-    node::{Content, Entry},
+    node::{Content, Entry, Node},
     values::{Reader, get, is_name, name_help},
 };
 use crate::{
     mapping::{FileFormat, ITEM_COLUMNS, ItemsTable, Layout, Mapping, RatingsTable, USER_COLUMNS, UsersTable},
     params::{DatasetFormat, DatasetParams, Split},
 };
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 /// A table as it stands in the file.
 struct Place<'a> {
@@ -33,6 +36,24 @@ impl<'a> Place<'a> {
     fn of(&self, key: &str) -> Span {
         get(self.entries, key).map_or(self.span, |node| node.span)
     }
+}
+
+/// Names of further texts of items in the mappings of all stages: what templates of any stage may hold. Which data set
+/// a stage's items come from is known only later; a template with a name of another set fails when the stage runs.
+pub(super) fn item_fields(stages: Option<&Node>) -> Vec<String> {
+    fn below<'n>(node: Option<&'n Node>, path: &[&str]) -> &'n [Entry] {
+        match (node.map(|n| &n.content), path.split_first()) {
+            (Some(Content::Map(entries)), None) => entries,
+            (Some(Content::Map(entries)), Some((key, rest))) => below(get(entries, key).map(|n| &**n), rest),
+            _ => &[],
+        }
+    }
+    let fields = |stage: &Entry| {
+        let fields = below(Some(&*stage.value), &["with", "mapping", "items", "fields"]);
+        fields.iter().map(|field| field.key.to_string()).collect::<Vec<_>>()
+    };
+    let names: BTreeSet<String> = below(stages, &[]).iter().flat_map(fields).collect();
+    names.into_iter().collect()
 }
 
 /// Checks what a `dataset` stage says about its files, and its core filter.
