@@ -203,5 +203,7 @@ params! {
 
 /// Columns of the tables of items and users that every data set has; further texts need other names.
 pub const ITEM_COLUMNS: &[&str] = &["item", "item_id", "title", "genre", "genres", "year", "train_ratings"];
+/// Further texts of BookCrossing's items.
+pub const BOOK_FIELDS: [&str; 3] = ["author", "publisher", "isbn"];
 /// As [`ITEM_COLUMNS`], of the table of users.
 pub const USER_COLUMNS: &[&str] = &["user", "user_id", "gender", "age", "job", "zip"];

@@ -25,6 +25,10 @@ choice! {
         MovieLens100k = "movielens-100k",
         /// RecBole atomic files of MovieLens: `*.inter`, `*.item`, `*.user`.
         RecBole = "recbole",
+        /// `BX-Book-Ratings.csv`, `BX-Books.csv`, `BX-Users.csv`: books and users by the paper's rule. Without times.
+        BookCrossing = "bookcrossing",
+        /// `Movies_and_TV.json`, `meta_Movies_and_TV.json` of Amazon's reviews (2018): items and users by the paper's rule.
+        Amazon = "amazon",
         /// Any files, as `mapping` says. Need not be given beside a `mapping`.
         Mapped = "mapped",
     }

@@ -17,8 +17,6 @@ impl Stage for DescribeParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let template =
-            ItemTemplate::parse(&self.template).map_err(|e| StageError::Invalid(format!("with.template: {e}")))?;
         let model = language::model(context)?;
         let batch = inputs.table("items")?;
         let items = Table::new("items", &batch);

@@ -7,7 +7,9 @@ use super::{
     values::{Reader, get, is_name, name_help},
 };
 use crate::{
-    mapping::{FileFormat, ITEM_COLUMNS, ItemsTable, Layout, Mapping, RatingsTable, USER_COLUMNS, UsersTable},
+    mapping::{
+        BOOK_FIELDS, FileFormat, ITEM_COLUMNS, ItemsTable, Layout, Mapping, RatingsTable, USER_COLUMNS, UsersTable,
+    },
     params::{DatasetFormat, DatasetParams, Split},
 };
 use std::{
@@ -50,7 +52,14 @@ pub(super) fn item_fields(stages: Option<&Node>) -> Vec<String> {
     }
     let fields = |stage: &Entry| {
         let fields = below(Some(&*stage.value), &["with", "mapping", "items", "fields"]);
-        fields.iter().map(|field| field.key.to_string()).collect::<Vec<_>>()
+        let format = get(below(Some(&*stage.value), &["with"]), "format").map(|node| &node.content);
+        let books = matches!(format, Some(Content::Scalar { text, .. }) if text == DatasetFormat::BookCrossing.word());
+        let books = if books { BOOK_FIELDS.as_slice() } else { &[] };
+        fields
+            .iter()
+            .map(|field| field.key.to_string())
+            .chain(books.iter().map(|b| (*b).to_owned()))
+            .collect::<Vec<_>>()
     };
     let names: BTreeSet<String> = below(stages, &[]).iter().flat_map(fields).collect();
     names.into_iter().collect()
@@ -66,6 +75,13 @@ pub(super) fn check(reader: &mut Reader, params: &DatasetParams, stage: Span, wi
             let span = get(with, "format").map_or(stage, |node| node.span);
             reader.out.error(span, "`format: mapped` needs a `mapping`", help);
         }
+        (None, DatasetFormat::BookCrossing) if by_time(params.split) => {
+            let message =
+                format!("`split: {}` needs the time of each rating, and BookCrossing has none", params.split.word());
+            let help = "for the paper's split: `split: shuffled_users`, `valid_fraction: 0`, `min_history: 4`, `like_above: 4`";
+            let key = if get(with, "split").is_some() { "split" } else { "format" };
+            reader.out.error(get(with, key).map_or(stage, |node| node.span), message, Some(help.to_owned()));
+        }
         (None, _) => {}
         (Some(mapping), DatasetFormat::Auto | DatasetFormat::Mapped) => tables(reader, params, mapping, &at),
         (Some(_), format) => {
@@ -74,6 +90,10 @@ pub(super) fn check(reader: &mut Reader, params: &DatasetParams, stage: Span, wi
             reader.out.error(get(with, "format").map_or(stage, |node| node.span), message, help);
         }
     }
+}
+
+fn by_time(split: Split) -> bool {
+    matches!(split, Split::Time | Split::LeaveLastOut)
 }
 
 fn bounds(reader: &mut Reader, p: &DatasetParams, stage: Span, with: &[Entry]) {
@@ -107,7 +127,7 @@ fn tables(reader: &mut Reader, params: &DatasetParams, mapping: &Mapping, at: &P
 fn ratings(reader: &mut Reader, split: Split, table: &RatingsTable, place: &Place<'_>) {
     let columns = [("user", table.user.as_str()), ("item", &table.item), ("rating", &table.rating)];
     layout(reader, &table.layout(), &columns, &[("time", &table.time)], place);
-    if table.time.is_empty() && matches!(split, Split::Time | Split::LeaveLastOut) {
+    if table.time.is_empty() && by_time(split) {
         let message = format!("`split: {}` needs the time of each rating", split.word());
         let help = "name its column, `time: COLUMN`, or set `split: shuffled_users` or `split: shuffled_ratings`";
         reader.out.error(place.span, message, Some(help.to_owned()));

@@ -8,8 +8,9 @@ pub enum DatasetError {
     /// The folder holds no known layout.
     #[error(
         "{dir}: no known data set here; expected ratings.dat, movies.dat and users.dat (movielens-1m), u.data, u.item and \
-         u.user (movielens-100k), or one each of *.inter, *.item and *.user (recbole); point `data` at the folder that holds \
-         these files themselves",
+         u.user (movielens-100k), one each of *.inter, *.item and *.user (recbole), BX-Book-Ratings.csv, BX-Books.csv and \
+         BX-Users.csv (bookcrossing), or Movies_and_TV.json and meta_Movies_and_TV.json (amazon); point `data` at the folder \
+         that holds these files themselves, or say by a `mapping` what its files are",
         dir = dir.display()
     )]
     UnknownLayout {
@@ -163,6 +164,18 @@ pub enum DatasetError {
         what: &'static str,
         /// How many there are.
         count: usize,
+    },
+    /// Too few ratings for the paper's rule.
+    #[error(
+        "{file}: by the paper's rule nothing is left of its {ratings} ratings; give the whole data set, or read these files \
+         by a `mapping`",
+        file = file.display()
+    )]
+    NoCore {
+        /// The file of ratings.
+        file: PathBuf,
+        /// Number of ratings.
+        ratings: usize,
     },
     /// The core filter leaves nothing.
     #[error(

@@ -55,7 +55,7 @@ pub(super) fn core(raw: &mut Raw, users: Bounds, items: Bounds) {
 }
 
 /// Keeps the ratings of so many most rated items; of equally often rated ones, those with the smaller identifiers.
-fn most_rated(raw: &mut Raw, count: usize) {
+pub(super) fn most_rated(raw: &mut Raw, count: usize) {
     let (_, by_item) = counts(raw);
     let mut order: Vec<usize> = (0..by_item.len()).collect();
     order.sort_by_key(|item| Reverse(by_item[*item]));

@@ -19,11 +19,11 @@ use std::{
 pub(super) fn read(dir: &Path, mapping: &Mapping, tolerance: &mut Tolerance<'_>) -> Result<Raw, DatasetError> {
     let mut items = match &mapping.items {
         Some(table) => Ids::Known(items(dir, table, tolerance)?),
-        None => Ids::Found(Found::default()),
+        None => Ids::empty(),
     };
     let mut users = match &mapping.users {
         Some(table) => Ids::Known(users(dir, table, tolerance)?),
-        None => Ids::Found(Found::default()),
+        None => Ids::empty(),
     };
     let mut ratings = Vec::new();
     let file = read_ratings(dir, &mapping.ratings, &mut users, &mut items, &mut ratings, tolerance)?;
@@ -180,19 +180,24 @@ fn further(row: &Row<'_>, from: usize, to: usize) -> Result<Vec<String>, Dataset
 }
 
 /// Rows for identifiers: of a table, or as the ratings name them.
-enum Ids<T> {
+pub(super) enum Ids<T> {
     Known(Catalogue<T>),
     Found(Found),
 }
 
 /// Identifiers in the order in which they came, each with the line of the first.
 #[derive(Default)]
-struct Found {
+pub(super) struct Found {
     rows: HashMap<String, i32>,
     ids: Vec<(String, usize)>,
 }
 
 impl<T> Ids<T> {
+    /// Of no table.
+    pub(super) fn empty() -> Self {
+        Self::Found(Found::default())
+    }
+
     fn check(&self, id: &str, row: &Row<'_>) -> Result<(), DatasetError> {
         match self {
             Self::Known(catalogue) => catalogue.row(id, row.file, row.line).map(|_| ()),
@@ -200,7 +205,7 @@ impl<T> Ids<T> {
         }
     }
 
-    fn row(&mut self, id: &str, row: &Row<'_>) -> Result<i32, DatasetError> {
+    pub(super) fn row(&mut self, id: &str, row: &Row<'_>) -> Result<i32, DatasetError> {
         let found = match self {
             Self::Known(catalogue) => return catalogue.row(id, row.file, row.line),
             Self::Found(found) => found,
@@ -219,11 +224,11 @@ impl<T> Ids<T> {
     }
 
     /// The catalogue, and for rows in the order in which they were found those in its order.
-    fn finish(
+    pub(super) fn finish(
         self,
         file: &Path,
         what: &'static str,
-        value: impl Fn(&str) -> T,
+        mut value: impl FnMut(&str) -> T,
         tolerance: &mut Tolerance<'_>,
     ) -> Result<(Catalogue<T>, Vec<i32>), DatasetError> {
         let found = match self {

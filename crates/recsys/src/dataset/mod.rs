@@ -1,7 +1,7 @@
 //! Raw rating files to items, users, interactions and samples (METHOD section 1).
 //!
-//! Three layouts of MovieLens are read (MovieLens-1M, MovieLens-100k, and RecBole's atomic files), and any files that a
-//! mapping describes. Everything that
+//! Three layouts of MovieLens are read (MovieLens-1M, MovieLens-100k, and RecBole's atomic files), BookCrossing, Amazon's
+//! Movies & TV, and any files that a mapping describes. Everything that
 //! a later stage learns from or is evaluated on is decided here, once: the global order of ratings, which of them
 //! are samples, and the period of each.
 //!
@@ -9,6 +9,8 @@
 //! whoever reads the set, who ends the reading or has the row left out. Nothing is downloaded here either. Shuffles
 //! depend on `split_seed` alone.
 
+mod amazon;
+mod bookcrossing;
 mod error;
 mod filter;
 mod leak;
@@ -73,6 +75,8 @@ pub fn load_with(
             Layout::MovieLens1m => movielens_1m::read(dir, tolerance)?,
             Layout::MovieLens100k => movielens_100k::read(dir, tolerance)?,
             Layout::RecBole => recbole::read(dir, tolerance)?,
+            Layout::BookCrossing => bookcrossing::read(dir, tolerance)?,
+            Layout::Amazon => amazon::read(dir, tolerance)?,
         },
     };
     filter::apply(&mut raw, params)?;
@@ -94,6 +98,8 @@ enum Layout {
     MovieLens1m,
     MovieLens100k,
     RecBole,
+    BookCrossing,
+    Amazon,
 }
 
 /// The layout of `dir`, told by its file of ratings.
@@ -102,6 +108,8 @@ fn detect(dir: &Path, format: DatasetFormat) -> Result<Layout, DatasetError> {
         DatasetFormat::MovieLens1m => Layout::MovieLens1m,
         DatasetFormat::MovieLens100k => Layout::MovieLens100k,
         DatasetFormat::RecBole => Layout::RecBole,
+        DatasetFormat::BookCrossing => Layout::BookCrossing,
+        DatasetFormat::Amazon => Layout::Amazon,
         // A mapping says what to read; the pipeline's check sees to it that there is one.
         DatasetFormat::Mapped => return Err(DatasetError::UnknownLayout { dir: dir.into() }),
         DatasetFormat::Auto => {
@@ -114,6 +122,12 @@ fn detect(dir: &Path, format: DatasetFormat) -> Result<Layout, DatasetError> {
             }
             if !recbole::files_ending(dir, recbole::ENDINGS[0])?.is_empty() {
                 found.push((Layout::RecBole, "recbole"));
+            }
+            if dir.join(bookcrossing::FILES[0]).exists() {
+                found.push((Layout::BookCrossing, "bookcrossing"));
+            }
+            if dir.join(amazon::FILES[0]).exists() {
+                found.push((Layout::Amazon, "amazon"));
             }
             if found.len() > 1 {
                 let found: Vec<_> = found.iter().map(|(_, name)| *name).collect();
