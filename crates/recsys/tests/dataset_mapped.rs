@@ -5,7 +5,7 @@ use rallrec_core::{
     spec::compile,
 };
 use rallrec_recsys::dataset::{Dataset, DatasetError, load, load_with};
-use std::fs;
+use std::{fs, sync::Arc};
 
 /// The parameters of a `dataset` stage, from what stands below its `with:`.
 fn params(with: &str) -> DatasetParams {
@@ -99,6 +99,57 @@ mapping:
   ratings: {file: r.jsonl, user: who, item: isbn, rating: stars, time: ms, time_format: ms}",
     );
     assert_eq!(by_csv, by_json);
+}
+
+#[test]
+fn parquet_gives_the_same_set() {
+    use arrow_array::{
+        ArrayRef, Float64Array, Int64Array, ListArray, RecordBatch, StringArray, TimestampMillisecondArray,
+    };
+    let write = |columns: Vec<(&str, ArrayRef)>| {
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    };
+    let ratings = write(vec![
+        ("u", Arc::new(Int64Array::from(vec![1, 1, 2]))),
+        ("i", Arc::new(StringArray::from(vec!["10", "9", "10"]))),
+        ("s", Arc::new(Float64Array::from(vec![Some(4.0), None, Some(2.5)]))),
+        ("t", Arc::new(TimestampMillisecondArray::from(vec![5_000, 6_000, 7_500]))),
+        ("other", Arc::new(Int64Array::from(vec![0, 0, 0]))),
+    ]);
+    let genres =
+        ListArray::from_iter_primitive::<arrow_array::types::Int32Type, _, _>([Some([Some(7), Some(8)]), None]);
+    let items = write(vec![
+        ("i", Arc::new(StringArray::from(vec!["10", "9"]))),
+        ("name", Arc::new(StringArray::from(vec!["Ten", "Nine"]))),
+        ("kinds", Arc::new(genres)),
+    ]);
+    let with = "min_history: 0
+mapping:
+  ratings: {file: r.parquet, user: u, item: i, rating: s, time: t, time_format: iso}
+  items: {file: i.parquet, id: i, title: name, genres: kinds}";
+    let (set, bad) = read_all(&[("r.parquet", &ratings), ("i.parquet", &items)], with);
+    assert_eq!(
+        bad,
+        [
+            "DIR/r.parquet:2: column \"s\": expected a value, found \"\"; correct the value, or allow bad rows by `max_bad_rows`"
+        ]
+    );
+    let set = set.unwrap();
+    assert_eq!((set.interactions.timestamp, set.interactions.rating), (vec![5, 7], vec![4.0, 2.5]));
+    assert_eq!(
+        (set.items.title, set.items.genres),
+        (vec!["Nine".to_owned(), "Ten".into()], vec![vec![], vec!["7".to_owned(), "8".into()]])
+    );
+    let missing =
+        refusal(&[("r.parquet", &ratings), ("i.parquet", &items)], &with.replace("title: name", "title: names"));
+    assert!(missing.starts_with("DIR/i.parquet:1: no column \"names\" (found i, name, kinds)"), "{missing}");
+    let broken = refusal(&[("r.parquet", &ratings), ("i.parquet", &items[..items.len() - 9])], with);
+    assert!(broken.starts_with("DIR/i.parquet: Parquet error"), "{broken}");
 }
 
 const BOOKS: &str = "min_history: 0

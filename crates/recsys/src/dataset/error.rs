@@ -73,6 +73,14 @@ pub enum DatasetError {
         /// What stands there.
         found: String,
     },
+    /// A Parquet file cannot be read.
+    #[error("{path}: {source}; give a Parquet file that is uncompressed or compressed by Snappy", path = path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What the library says.
+        source: parquet::errors::ParquetError,
+    },
     /// A quoted value has no end.
     #[error(
         "{file}:{line}: a quoted value goes on for {lines} lines, so a quote is missing, or it is none; correct the line, \

@@ -16,6 +16,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The end of the year 9999.
+const LAST_SECOND: i64 = 253_402_300_799;
+
 pub(super) fn read(dir: &Path, mapping: &Mapping, tolerance: &mut Tolerance<'_>) -> Result<Raw, DatasetError> {
     let mut items = match &mapping.items {
         Some(table) => Ids::Known(items(dir, table, tolerance)?),
@@ -84,7 +87,8 @@ fn time(row: &Row<'_>, at: usize, format: TimeFormat) -> Result<i64, DatasetErro
         TimeFormat::Milliseconds => (whole_seconds(text).map(|ms| ms / 1000), "whole milliseconds since 1970"),
         TimeFormat::Iso => (iso_seconds(text), "a date like 2024-03-01 or 2024-03-01T10:30:00Z, not before 1970"),
     };
-    seconds.ok_or_else(|| row.wrong(at, expected))
+    // A later time is one in another unit.
+    seconds.filter(|seconds| *seconds <= LAST_SECOND).ok_or_else(|| row.wrong(at, expected))
 }
 
 fn iso_seconds(text: &str) -> Option<i64> {

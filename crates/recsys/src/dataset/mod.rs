@@ -11,6 +11,7 @@
 
 mod amazon;
 mod bookcrossing;
+mod columnar;
 mod error;
 mod filter;
 mod leak;
@@ -91,6 +92,16 @@ pub fn load_with(
         verb: raw.verb,
         like_above: params.like_above,
     })
+}
+
+/// Checks that nothing of a later part reaches an earlier one, whatever the split: each sample's rating is of its part's
+/// period, its history has no rating of a later one, and no (user, item) pair of the training period comes again later.
+/// [`load_with`] does this itself.
+///
+/// # Errors
+/// [`DatasetError::LeakedSample`] or [`DatasetError::LeakedPair`].
+pub fn check_leaks(set: &Dataset) -> Result<(), DatasetError> {
+    leak::check(&set.interactions, [&set.train, &set.valid, &set.test], set.users.user.len())
 }
 
 /// A layout that was asked for or found.

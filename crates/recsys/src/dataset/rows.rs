@@ -1,10 +1,10 @@
 //! Rows of a user's own files: the values of the columns that a mapping names, whatever the format.
 //!
-//! CSV and JSON are taken apart by their libraries. What a value means is decided by [`super::mapped`]; here it is only
+//! CSV, JSON and Parquet are taken apart by their libraries. What a value means is decided by [`super::mapped`]; here it is only
 //! text, a list of texts, or missing.
 
 use super::{
-    DatasetError,
+    DatasetError, columnar,
     source::{Tolerance, latin1},
 };
 use rallrec_core::mapping::{FileFormat, Layout, TextEncoding};
@@ -95,6 +95,7 @@ pub(super) fn read(
     let table = Reading { path: &path, layout, wanted };
     match layout.resolved() {
         Some(FileFormat::JsonLines) => table.json_lines(tolerance, each)?,
+        Some(FileFormat::Parquet) => table.parquet(tolerance, each)?,
         _ => table.csv(tolerance, each)?,
     }
     Ok(path)
@@ -203,6 +204,22 @@ impl Reading<'_> {
             }),
         };
         self.wanted.iter().map(position).collect()
+    }
+
+    fn parquet(&self, tolerance: &mut Tolerance<'_>, each: &mut Each<'_>) -> Result<(), DatasetError> {
+        columnar::read(self.path, self.open()?, self.wanted, &mut |line, values| {
+            let wrong = values.iter().position(Option::is_none);
+            let values = values.into_iter().map(|value| match value {
+                Some(Value::Text(text)) => self.text(text),
+                value => value.unwrap_or(Value::Missing),
+            });
+            let row = Row { file: self.path, line, columns: self.wanted, values: values.collect() };
+            let read = match wrong {
+                Some(at) => Err(row.wrong(at, "a text, a number, a date, or a list of them")),
+                None => each(&row),
+            };
+            tolerance.keep(read).map(|_| ())
+        })
     }
 
     fn json_lines(&self, tolerance: &mut Tolerance<'_>, each: &mut Each<'_>) -> Result<(), DatasetError> {
