@@ -7,6 +7,7 @@ mod chaos;
 mod cluster;
 mod cluster_s3;
 mod compare;
+mod dataset;
 mod golden;
 mod kill;
 mod limits;

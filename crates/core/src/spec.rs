@@ -12,6 +12,7 @@ mod diagnostics;
 pub mod gate;
 mod graph;
 mod lower;
+mod mapping;
 mod models;
 mod node;
 mod recover;

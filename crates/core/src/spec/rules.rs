@@ -2,6 +2,7 @@
 
 use super::{
     diagnostics::{Span, list, shown},
+    mapping,
     node::{Content, Entry},
     stage::Reference,
     values::Reader,
@@ -23,16 +24,21 @@ impl Places<'_> {
     }
 }
 
-/// Checks the parameters among themselves.
-pub(super) fn check(reader: &mut Reader, params: &StageParams, stage: Span, with: &[Entry]) {
+/// Checks the parameters among themselves. `item_fields` are further texts of items in the file's data sets.
+pub(super) fn check(reader: &mut Reader, params: &StageParams, stage: Span, with: &[Entry], item_fields: &[String]) {
+    let item: Vec<&str> =
+        ["title", "genre", "year"].into_iter().chain(item_fields.iter().map(String::as_str)).collect();
     let at = Places { stage, with };
     match params {
-        StageParams::Dataset(p) => fractions(reader, p, &at),
+        StageParams::Dataset(p) => {
+            fractions(reader, p, &at);
+            mapping::check(reader, p, stage, with);
+        }
         StageParams::Describe(p) => {
-            placeholders(reader, &p.template, "template", &["title", "genre", "year"], &["title"], &at);
+            placeholders(reader, &p.template, "template", &item, &["title"], &at);
         }
         StageParams::Embed(p) => {
-            placeholders(reader, &p.title_template, "title_template", &["title", "genre", "year"], &["title"], &at);
+            placeholders(reader, &p.title_template, "title_template", &item, &["title"], &at);
         }
         StageParams::Retrieve(p) => {
             let known = ["user", "verb", "history", "like_above", "target"];
