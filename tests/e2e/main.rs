@@ -6,6 +6,8 @@ mod architecture;
 mod chaos;
 mod cluster;
 mod cluster_s3;
+mod compare;
+mod dataset;
 mod golden;
 mod kill;
 mod limits;

@@ -14,6 +14,9 @@ use std::{
 };
 use tokio::runtime::Handle;
 
+/// Bad rows of a task that are logged: enough to see what is wrong, and no more of them than of anything else.
+const LOGGED_BAD_ROWS: u64 = 10;
+
 /// Collects what the stage writes, on the stage's thread.
 pub(crate) struct TaskOutput {
     handle: Handle,
@@ -72,7 +75,13 @@ impl OutputWriter for TaskOutput {
 
     fn bad_row(&mut self, row: u64, reason: &str) -> Result<(), StageError> {
         let count = self.writer.bad_row(row, reason);
-        tracing::warn!(stage = self.stage, row, reason, "bad row");
+        match count {
+            0..=LOGGED_BAD_ROWS => tracing::warn!(stage = self.stage, row, reason, "bad row"),
+            _ if count == LOGGED_BAD_ROWS + 1 => {
+                tracing::warn!(stage = self.stage, "more bad rows: the artifact's manifest has them all");
+            }
+            _ => {}
+        }
         if count <= self.max_bad_rows {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     args::{Cli, ClusterArgs, Command, ContextAction, Global, PipelineArgs},
-    artifacts, cluster,
+    artifacts, cluster, compare,
     console::{Console, LogWriter, counted},
     data, doctor, explain,
     failure::{DONE, Failure},
@@ -73,6 +73,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Artifacts { run, stage, json, cluster } => runtime()?.block_on(async {
             artifacts::show(&archive(&place, &cluster).await?, &run, stage.as_deref(), json, console).await
         }),
+        Command::Compare(args) => runtime()?.block_on(compare::compare(archive(&place, &args.cluster), &args, console)),
         Command::Logs(args) => runtime()?.block_on(cluster::logs(&place, &args, console)),
         Command::Schema => {
             let schema = rallrec_core::schema::json_schema();

@@ -9,6 +9,7 @@ pub mod args;
 pub mod artifacts;
 pub mod clock;
 pub mod cluster;
+pub mod compare;
 pub mod console;
 pub mod data;
 pub mod doctor;

@@ -3,12 +3,16 @@
 //! The tables themselves are in [`crate::params`] (stages) and [`crate::models`].
 
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// What a parameter does to the stage's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Part of the key of every row.
     Keyed,
+    /// Part of the key of every row where it is not the default: it came to a kind that had artifacts already, whose
+    /// keys stay.
+    Later,
     /// Changes how many rows there are, not what is in them.
     Scope,
     /// Cannot change the output.
@@ -30,10 +34,14 @@ pub enum ValueKind {
     Choice(&'static [&'static str]),
     /// A list of values of one type.
     List(Box<ValueKind>),
+    /// Values of one type by names of the user's own.
+    Map(Box<ValueKind>),
+    /// Parameters of their own.
+    Record(Vec<Field>),
 }
 
 /// One parameter, as data.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Field {
     /// Name in the YAML file.
     pub name: &'static str,
@@ -67,6 +75,18 @@ param_value!(u32 => ValueKind::Int, u64 => ValueKind::Int, f64 => ValueKind::Flo
 impl<T: ParamValue> ParamValue for Vec<T> {
     fn kind() -> ValueKind {
         ValueKind::List(Box::new(T::kind()))
+    }
+}
+
+impl<T: ParamValue> ParamValue for Option<T> {
+    fn kind() -> ValueKind {
+        T::kind()
+    }
+}
+
+impl<T: ParamValue> ParamValue for BTreeMap<String, T> {
+    fn kind() -> ValueKind {
+        ValueKind::Map(Box::new(T::kind()))
     }
 }
 
@@ -113,6 +133,11 @@ macro_rules! params {
         impl Default for $name {
             fn default() -> Self {
                 Self { $($field: $default.into()),* }
+            }
+        }
+        impl $crate::field::ParamValue for $name {
+            fn kind() -> $crate::field::ValueKind {
+                $crate::field::ValueKind::Record(Self::fields())
             }
         }
     };

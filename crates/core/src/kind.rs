@@ -160,7 +160,7 @@ use TableKind as T;
 
 kinds! {
     /// Raw files to items, users, interactions and samples.
-    Dataset = "dataset" { version: 1, inputs: [], outputs: ["items": Items, "users": Users, "interactions": Interactions, "train": Samples, "valid": Samples, "test": Samples], data };
+    Dataset = "dataset" { version: 1, inputs: [], outputs: ["items": Items, "users": Users, "interactions": Interactions, "train": Samples, "valid": Samples, "test": Samples], data, skips };
     /// A language model's description of each item.
     Describe = "describe" { version: 1, inputs: [port("items", T::Items, Drive)], outputs: ["descriptions": Descriptions], model, random };
     /// Text embeddings of titles and descriptions.

@@ -11,6 +11,7 @@ pub mod ids;
 pub mod key;
 pub mod kind;
 pub mod lane;
+pub mod mapping;
 pub mod models;
 pub mod params;
 pub mod plan;

@@ -3,11 +3,13 @@
 //!
 //! A parameter marked `keyed` can change the stage's output and is part of its key; one marked `free`
 //! (batch sizes) cannot. A third mark, `scope`, is for limits on how many rows are made: the rows themselves
-//! do not change, so shards stay reusable, but whole-table consumers see another table.
+//! do not change, so shards stay reusable, but whole-table consumers see another table. One marked `later` was added
+//! when the kind had artifacts already: it is part of the key only where it is not the default.
 
 use crate::{
     field::{Effect, Field, ParamValue, ValueKind, choice, params},
     kind::StageKind,
+    mapping::Mapping,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,6 +25,12 @@ choice! {
         MovieLens100k = "movielens-100k",
         /// RecBole atomic files of MovieLens: `*.inter`, `*.item`, `*.user`.
         RecBole = "recbole",
+        /// `BX-Book-Ratings.csv`, `BX-Books.csv`, `BX-Users.csv`: books and users by the paper's rule. Without times.
+        BookCrossing = "bookcrossing",
+        /// `Movies_and_TV.json`, `meta_Movies_and_TV.json` of Amazon's reviews (2018): items and users by the paper's rule.
+        Amazon = "amazon",
+        /// Any files, as `mapping` says. Need not be given beside a `mapping`.
+        Mapped = "mapped",
     }
 }
 choice! {
@@ -32,6 +40,10 @@ choice! {
         Time = "time",
         /// Each user's last rating is the test; leaks, for comparison only.
         LeaveLastOut = "leave_last_out",
+        /// By users, shuffled: each user's last rating is a sample, all earlier ones are its history.
+        ShuffledUsers = "shuffled_users",
+        /// By ratings, shuffled: all ratings of a user that are for training come before those that are not.
+        ShuffledRatings = "shuffled_ratings",
     }
 }
 params! {
@@ -49,6 +61,21 @@ params! {
         valid_fraction: f64 = 0.1, Keyed, 0 ..= 0.9;
         /// Fraction of the samples for the test.
         test_fraction: f64 = 0.1, Keyed, 0 ..= 0.9;
+        /// Seed of the shuffled splits, and of the order of ratings that have no time.
+        split_seed: u32 = 42u32, Later, 0 ..= 4294967295.0;
+        /// Files and columns of a data set of your own.
+        mapping: Option<Mapping> = None::<Mapping>, Later;
+        /// Core filter: ratings that a user must have at least. Users and items outside their bounds are left out with
+        /// their ratings, again and again, until all are within.
+        min_user_ratings: u32 = 0u32, Later, 0 ..= 1000000000;
+        /// Core filter: ratings that a user may have at most; 0 for any number.
+        max_user_ratings: u32 = 0u32, Later, 0 ..= 1000000000;
+        /// Core filter: ratings that an item must have at least.
+        min_item_ratings: u32 = 0u32, Later, 0 ..= 1000000000;
+        /// Core filter: ratings that an item may have at most; 0 for any number.
+        max_item_ratings: u32 = 0u32, Later, 0 ..= 1000000000;
+        /// After the core filter, only so many most rated items are kept; 0 for all.
+        top_items: u32 = 0u32, Later, 0 ..= 1000000000;
     }
 }
 
@@ -412,6 +439,12 @@ choice! {
     CtrModel {
         /// DeepFM (arXiv 1703.04247).
         DeepFm = "deepfm",
+        /// xDeepFM (arXiv 1803.05170).
+        XDeepFm = "xdeepfm",
+        /// Deep & Cross Network (arXiv 1708.05123).
+        Dcn = "dcn",
+        /// AutoInt (arXiv 1810.11921).
+        AutoInt = "autoint",
     }
 }
 params! {
@@ -421,8 +454,18 @@ params! {
         model: CtrModel = CtrModel::DeepFm, Keyed;
         /// Dimension of each field's embedding.
         embedding_dim: u32 = 16u32, Keyed, 1 ..= 1024;
-        /// Widths of the deep part's layers.
+        /// Widths of the deep part's layers; not of `autoint`, which has none.
         hidden: Vec<u32> = vec![256u32, 128u32], Keyed, 1 ..= 65536;
+        /// Feature maps of each interaction layer of `xdeepfm`.
+        cin: Vec<u32> = vec![16u32, 16u32], Keyed, 1 ..= 4096;
+        /// Cross layers of `dcn`.
+        cross_layers: u32 = 3u32, Keyed, 1 ..= 64;
+        /// Attention layers of `autoint`.
+        attention_layers: u32 = 3u32, Keyed, 1 ..= 64;
+        /// Heads of each of them.
+        heads: u32 = 2u32, Keyed, 1 ..= 64;
+        /// Numbers of a field in each head.
+        attention_dim: u32 = 32u32, Keyed, 1 ..= 4096;
         /// Fraction of the deep part's units dropped in training.
         dropout: f64 = 0.0, Keyed, 0 ..= 0.95;
         /// Adam's learning rate.

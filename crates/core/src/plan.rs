@@ -5,7 +5,7 @@
 //!
 //! # Keys
 //! [`PlannedStage::fields`] holds everything that decides what a stage's *rows* are: `kind`, `version`, `with.NAME` for
-//! each keyed parameter (compact JSON, so floats in their shortest form), `seed` for kinds that draw, `model.digest` and `model.precision`
+//! each keyed parameter (compact JSON, so floats in their shortest form; one that was added later only where it is not its default), `seed` for kinds that draw, `model.digest` and `model.precision`
 //! (of a remote model `model.provider`, `model.model`, `model.revision` and `model.tokenizer`), `data.digest`, and for each input `needs.PORT` = `KEY#TABLE`. An input that takes a list has `needs.PORT.I` =
 //! `STAGE=KEY#TABLE`: the stage's name stands in the output, as the system's name. [`PlannedStage::row_key`] is their hash.
 //!

@@ -243,6 +243,13 @@ fn value_schema(kind: &ValueKind, range: Option<(f64, f64)>) -> Value {
         ValueKind::Text => return json!({ "type": "string" }),
         ValueKind::Choice(words) => json!({ "enum": words }),
         ValueKind::List(element) => return json!({ "type": "array", "items": value_schema(element, range) }),
+        ValueKind::Map(element) => {
+            return json!({ "type": ["object", "null"], "additionalProperties": value_schema(element, range) });
+        }
+        ValueKind::Record(fields) => {
+            let fields: Map<String, Value> = fields.iter().map(|f| (f.name.to_owned(), field_schema(f))).collect();
+            return json!({ "type": ["object", "null"], "additionalProperties": false, "properties": fields });
+        }
     };
     json!({ "anyOf": [plain, placeholder()] })
 }

@@ -58,7 +58,7 @@ fn models() -> String {
     {
         writeln!(out, "\n{title}:\n\n| setting | type | default | key | meaning |\n|---|---|---|---|---|").unwrap();
         for field in fields {
-            row(&mut out, &field);
+            row(&mut out, "", &field);
         }
     }
     out.push('\n');
@@ -88,7 +88,7 @@ fn reference() -> String {
         writeln!(out, "Makes {}.\n", tables.join(", ")).unwrap();
         writeln!(out, "| parameter | type | default | key | meaning |\n|---|---|---|---|---|").unwrap();
         for field in StageParams::fields(*kind) {
-            row(&mut out, &field);
+            row(&mut out, "", &field);
         }
     }
     out.push('\n');
@@ -118,9 +118,11 @@ fn words(kind: TableKind) -> String {
     serde_json::to_value(kind).unwrap().as_str().unwrap().replace('_', " ")
 }
 
-fn row(out: &mut String, field: &Field) {
+/// A parameter below `above`, and those below it.
+fn row(out: &mut String, above: &str, field: &Field) {
     let effect = match field.effect {
         Effect::Keyed => "yes",
+        Effect::Later => "unless default",
         Effect::Scope => "scope",
         Effect::Free => "no",
     };
@@ -129,8 +131,15 @@ fn row(out: &mut String, field: &Field) {
         long if long.len() > 40 => "a long text, see the JSON Schema".to_owned(),
         short => format!("`{}`", short.replace('|', "\\|")),
     };
-    writeln!(out, "| `{}` | {} | {default} | {effect} | {doc} |", field.name, kind_words(&field.kind, field.range))
-        .unwrap();
+    let name = format!("{above}{}", field.name);
+    if let ValueKind::Record(fields) = &field.kind {
+        writeln!(out, "| `{name}` | mapping | | {effect} | {doc} |").unwrap();
+        for field in fields {
+            row(out, &format!("{name}."), field);
+        }
+        return;
+    }
+    writeln!(out, "| `{name}` | {} | {default} | {effect} | {doc} |", kind_words(&field.kind, field.range)).unwrap();
 }
 
 fn kind_words(kind: &ValueKind, range: Option<(f64, f64)>) -> String {
@@ -142,5 +151,7 @@ fn kind_words(kind: &ValueKind, range: Option<(f64, f64)>) -> String {
         ValueKind::Text => "text".into(),
         ValueKind::Choice(all) => all.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", "),
         ValueKind::List(element) => format!("list of {}", kind_words(element, range)),
+        ValueKind::Map(element) => format!("names, each with {}", kind_words(element, range)),
+        ValueKind::Record(_) => "mapping".into(),
     }
 }

@@ -14,7 +14,7 @@ use rallrec_core::{
     plan::{Pins, Plan, PlannedStage, why_changed},
     spec::{Pipeline, compile},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Every kind at least once, so that a change of any stage has something behind it to change.
 const WHOLE: &str = include_str!("all_kinds.yaml");
@@ -60,13 +60,27 @@ fn other(field: &Field, current: &Value, pick: u64) -> Value {
         }
         ValueKind::List(element) => {
             let mut list = current.as_array().unwrap().clone();
-            list.push(match &**element {
-                ValueKind::Choice(words) => json!(words[pick as usize % words.len()]),
-                ValueKind::Text => json!(format!("{pick}")),
-                _ => json!(lo as u64 + pick % 100),
-            });
+            list.push(other_element(element, lo as u64 + pick));
             json!(list)
         }
+        ValueKind::Map(element) => json!({ format!("n{pick}"): other_element(element, pick) }),
+        ValueKind::Record(fields) => {
+            // Every default, but of the first text: what a parameter is below another matters as much.
+            let mut record: Map<String, Value> =
+                fields.iter().map(|f| (f.name.to_owned(), f.default.clone())).collect();
+            if let Some(text) = fields.iter().find(|f| f.kind == ValueKind::Text) {
+                record.insert(text.name.to_owned(), json!(format!("{pick}")));
+            }
+            Value::Object(record)
+        }
+    }
+}
+
+fn other_element(kind: &ValueKind, pick: u64) -> Value {
+    match kind {
+        ValueKind::Choice(words) => json!(words[pick as usize % words.len()]),
+        ValueKind::Text => json!(format!("{pick}")),
+        _ => json!(1 + pick % 100),
     }
 }
 
@@ -112,7 +126,7 @@ proptest! {
                     let (rows, whole) = (a.row_key != b.row_key, a.stage_key != b.stage_key);
                     let what = format!("{}.{} seen by {}", stage.name, field.name, a.name);
                     match field.effect {
-                        Effect::Keyed => prop_assert_eq!((rows, whole), (reached[i], reached[i]), "{}", what),
+                        Effect::Keyed | Effect::Later => prop_assert_eq!((rows, whole), (reached[i], reached[i]), "{}", what),
                         Effect::Free => prop_assert_eq!((rows, whole), (false, false), "{}", what),
                         Effect::Scope => {
                             prop_assert_eq!(whole, reached[i], "{}", what);

@@ -65,7 +65,7 @@ impl Template {
         Ok(Self { parts })
     }
 
-    fn fill<const N: usize>(&self, values: [&str; N]) -> String {
+    fn fill(&self, values: &[&str]) -> String {
         let parts = self.parts.iter().map(|part| match part {
             Part::Text(text) => text.as_str(),
             Part::Field(field) => values[*field],
@@ -106,12 +106,15 @@ impl PromptTemplate {
     /// The prompt, without blanks round it.
     pub fn fill(&self, fields: &PromptFields<'_>) -> String {
         let like_above = fields.like_above.to_string();
-        self.0.fill([fields.user, fields.verb, fields.history, &like_above, fields.target])
+        self.0.fill(&[fields.user, fields.verb, fields.history, &like_above, fields.target])
     }
 }
 
-/// A sentence about an item with the placeholders `{title}`, `{genre}` and `{year}`: the request of `describe` and
-/// the title text of `embed`.
+/// Placeholders for what every item has.
+const ITEM_FIELDS: [&str; 3] = ["title", "genre", "year"];
+
+/// A sentence about an item with the placeholders `{title}`, `{genre}` and `{year}`, and one for each further text of
+/// the data set: the request of `describe` and the title text of `embed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ItemTemplate(Template);
 
@@ -120,24 +123,28 @@ impl ItemTemplate {
     ///
     /// # Errors
     /// When a placeholder is unknown or a brace has no partner.
-    pub fn parse(text: &str) -> Result<Self, TemplateError> {
-        Template::parse(text, &["title", "genre", "year"]).map(Self)
+    pub fn parse(text: &str, further: &[&str]) -> Result<Self, TemplateError> {
+        Template::parse(text, &[&ITEM_FIELDS, further].concat()).map(Self)
     }
 
-    /// The sentence, without blanks round it. An item without genre or year has `unknown` there.
-    pub fn fill(&self, title: &str, genre: &str, year: Option<i32>) -> String {
-        let genre = if genre.is_empty() { "unknown" } else { genre };
-        let year = year.map_or("unknown".into(), |year| year.to_string());
-        self.0.fill([title, genre, &year])
+    /// The sentence, without blanks round it. An item without genre, year or a further text has `unknown` there; `further`
+    /// is in the order in which [`Self::parse`] had the names.
+    pub fn fill(&self, title: &str, genre: &str, year: Option<i32>, further: &[&str]) -> String {
+        let year = year.map_or(String::new(), |year| year.to_string());
+        let known = |text| if text == "" { "unknown" } else { text };
+        let values: Vec<&str> = [genre, &year].into_iter().chain(further.iter().copied()).map(known).collect();
+        self.0.fill(&[&[title], values.as_slice()].concat())
     }
 }
 
-/// `The user is female. The user's age is 25-34. The user's job is writer.`, without the sentences of empty fields; empty when
-/// all are.
-pub fn user_sentence(gender: &str, age: &str, job: &str) -> String {
-    let parts = [("The user is", gender), ("The user's age is", age), ("The user's job is", job)];
-    let sentences =
-        parts.iter().filter(|(_, value)| !value.is_empty()).map(|(words, value)| format!("{words} {value}."));
+/// `The user is female. The user's age is 25-34. The user's job is writer. The user's country is chile.`, without the
+/// sentences of empty fields; empty when all are. Further texts come by name: `home_town` is read as home town.
+pub fn user_sentence(gender: &str, age: &str, job: &str, further: &[(&str, &str)]) -> String {
+    let named = |name: &str| format!("The user's {}", name.replace(['_', '-'], " "));
+    let own =
+        [("The user is".to_owned(), gender), ("The user's age is".into(), age), ("The user's job is".into(), job)];
+    let parts = own.into_iter().chain(further.iter().map(|(name, value)| (format!("{} is", named(name)), *value)));
+    let sentences = parts.filter(|(_, value)| !value.is_empty()).map(|(words, value)| format!("{words} {value}."));
     sentences.collect::<Vec<_>>().join(" ")
 }
 
@@ -205,7 +212,7 @@ mod tests {
     #[test]
     fn the_default_templates_are_filled() {
         let template = PromptTemplate::parse(&RetrieveParams::default().template).unwrap();
-        let user = user_sentence("female", "25-34", "writer");
+        let user = user_sentence("female", "25-34", "writer", &[]);
         let history = history_text([("Toy Story (1995)", 4.0), ("The {target} {{Brace}", 3.5)]);
         let prompt = template.fill(&PromptFields {
             user: &user,
@@ -227,14 +234,14 @@ mod tests {
             "{bare}"
         );
         assert!(bare.contains("more than 4.5 stars"), "{bare}");
-        assert!(ItemTemplate::parse(&DescribeParams::default().template).is_ok());
-        let title = ItemTemplate::parse(&EmbedParams::default().title_template).unwrap();
+        assert!(ItemTemplate::parse(&DescribeParams::default().template, &[]).is_ok());
+        let title = ItemTemplate::parse(&EmbedParams::default().title_template, &[]).unwrap();
         assert_eq!(
-            title.fill("Heat (1995)", "Crime", Some(1995)),
+            title.fill("Heat (1995)", "Crime", Some(1995), &[]),
             "The movie is titled Heat (1995) and its genre is Crime."
         );
         assert_eq!(
-            ItemTemplate::parse("{{{title}}} {genre} {year}").unwrap().fill("X", "", None),
+            ItemTemplate::parse("{{{title}}} {genre} {year}", &[]).unwrap().fill("X", "", None, &[]),
             "{X} unknown unknown"
         );
     }
@@ -252,13 +259,17 @@ mod tests {
         );
         assert!(matches!(PromptTemplate::parse("a } b"), Err(TemplateError::UnmatchedBrace { at: 2, .. })));
         assert!(matches!(PromptTemplate::parse("{user {verb}"), Err(TemplateError::UnmatchedBrace { at: 0, .. })));
-        assert!(matches!(ItemTemplate::parse("{}"), Err(TemplateError::UnknownPlaceholder { .. })));
+        assert!(matches!(ItemTemplate::parse("{}", &[]), Err(TemplateError::UnknownPlaceholder { .. })));
     }
 
     #[test]
     fn empty_user_fields_are_left_out() {
-        assert_eq!(user_sentence("", "under 18", ""), "The user's age is under 18.");
-        assert_eq!(user_sentence("", "", ""), "");
+        assert_eq!(user_sentence("", "under 18", "", &[]), "The user's age is under 18.");
+        assert_eq!(user_sentence("", "", "", &[("country", "")]), "");
+        assert_eq!(
+            user_sentence("", "18-24", "", &[("country", "chile"), ("home_town", "Arica")]),
+            "The user's age is 18-24. The user's country is chile. The user's home town is Arica."
+        );
     }
 
     #[test]

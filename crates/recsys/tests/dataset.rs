@@ -36,7 +36,7 @@ fn three_layouts_give_one_data_set() {
 fn fields_are_those_of_the_files() {
     let data = read("tiny-1m");
     assert_eq!((data.items.item.len(), data.users.user.len(), data.interactions.user.len()), (60, 40, 1004));
-    assert_eq!((data.verb, data.like_above), ("watched", 3.0));
+    assert_eq!((data.verb.as_str(), data.like_above), ("watched", 3.0));
     assert_eq!(data.items.item, (0..60).collect::<Vec<_>>());
     assert_eq!((data.items.item_id[20].as_str(), data.items.item_id[59].as_str()), ("22", "62"));
     assert_eq!(data.items.title[9], "Café of the Lighthouse (1967)");
@@ -240,7 +240,7 @@ fn refusals_name_the_place_and_the_way_out() {
     DIR/a.inter:1: no column "timestamp" (found user_id, item_id, rating); add it to the header and to every line, or fetch the data set again
     DIR/a.inter:2: expected 4 fields separated by tabs (user_id, item_id, rating, timestamp), found "7\t3\t5\t10\t11"; correct the line, or fetch the data set again
     DIR: expected exactly one *.item file, found 0; keep the files of one data set in the folder
-    DIR: no known data set here; expected ratings.dat, movies.dat and users.dat (movielens-1m), u.data, u.item and u.user (movielens-100k), or one each of *.inter, *.item and *.user (recbole); point `data` at the folder that holds these files themselves
+    DIR: no known data set here; expected ratings.dat, movies.dat and users.dat (movielens-1m), u.data, u.item and u.user (movielens-100k), one each of *.inter, *.item and *.user (recbole), BX-Book-Ratings.csv, BX-Books.csv and BX-Users.csv (bookcrossing), or Movies_and_TV.json and meta_Movies_and_TV.json (amazon); point `data` at the folder that holds these files themselves, or say by a `mapping` what its files are
     DIR: files of several layouts (movielens-1m, movielens-100k); set `format` to the one to read
     DIR/users.dat: No such file or directory (os error 2); check that the file is there and readable
     "#);

@@ -1,6 +1,9 @@
-//! The real MovieLens sets, where the archives are beside the repository (`../shared/data`): counts of the paper.
+//! The real data sets, where the archives are beside the repository (`../shared/data`): counts of the paper.
 
-use rallrec_core::params::{DatasetParams, Split};
+use rallrec_core::{
+    params::{DatasetParams, Split, StageParams},
+    spec::compile,
+};
 use rallrec_recsys::{
     dataset::{Dataset, Samples, load},
     history::UserHistories,
@@ -80,4 +83,82 @@ fn movielens_100k_is_read_whole() {
     assert_eq!(data.items.year.iter().filter(|y| y.is_none()).count(), 1);
     let params = DatasetParams { split: Split::LeaveLastOut, ..DatasetParams::default() };
     assert_eq!(sizes(&load(&folder, &params).unwrap()), [samples - 2 * 943, 943, 943]);
+}
+
+/// The parameters of the shipped pipeline for data of one's own.
+fn your_own_data() -> DatasetParams {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines/your-own-data.yaml");
+    let text = std::fs::read_to_string(path).expect("a shipped pipeline");
+    let stages = compile("your-own-data.yaml", &text, &[]).expect("a right pipeline").stages;
+    match stages.into_iter().next().expect("a stage").params {
+        StageParams::Dataset(params) => params,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn movielens_latest_small_is_read_through_its_mapping() {
+    let Some(dir) = unpack("ml-latest-small.tar.xz") else { return };
+    let folder = holding(dir.path(), "ratings.csv");
+    let whole = DatasetParams { min_user_ratings: 0, min_item_ratings: 0, ..your_own_data() };
+    let data = load(&folder, &whole).unwrap();
+    assert_eq!((data.users.user.len(), data.items.item.len(), data.interactions.user.len()), (610, 9_742, 100_836));
+    // Every user has at least 20 ratings, so exactly five a user are no samples.
+    let samples = 100_836 - 5 * 610;
+    assert_eq!(sizes(&data), [samples * 8 / 10, samples / 10, samples - samples * 8 / 10 - samples / 10]);
+    assert_eq!(data.items.genres.iter().filter(|g| g.is_empty()).count(), 34);
+    assert_eq!((data.items.title[0].as_str(), data.items.genre[0].as_str()), ("Toy Story (1995)", "Adventure"));
+    assert_eq!(data.items.year[0], Some(1995));
+    // A comma within quotes, and a letter that is not ASCII.
+    assert!(data.items.title.iter().any(|t| t == "American President, The (1995)"));
+    assert!(data.items.title.iter().any(|t| t == "City of Lost Children, The (Cité des enfants perdus, La) (1995)"));
+    let kept = load(&folder, &your_own_data()).unwrap();
+    let count = |rows: &[i32], of: usize| {
+        let mut counts = vec![0; of];
+        rows.iter().for_each(|row| counts[*row as usize] += 1);
+        counts
+    };
+    assert!(count(&kept.interactions.user, kept.users.user.len()).iter().all(|n| *n >= 10));
+    assert!(count(&kept.interactions.item, kept.items.item.len()).iter().all(|n| *n >= 5));
+}
+
+#[test]
+fn movielens_100k_is_the_same_through_a_mapping() {
+    let Some(dir) = unpack("ml-100k.tar.xz") else { return };
+    let folder = holding(dir.path(), "u.data");
+    let text = "rallrec: 1
+name: t
+data: {d: {source: 'file:d'}}
+stages:
+  s:
+    kind: dataset
+    data: d
+    with:
+      mapping:
+        ratings: {file: u.data, format: csv, separator: \"\\t\", columns: [u, i, r, t], user: u, item: i, rating: r, time: t}
+        users: {file: u.user, format: csv, separator: '|', quote: '', columns: [u, age, sex, job, zip], id: u, gender: sex, age: age, job: job, zip: zip}
+";
+    let StageParams::Dataset(params) = compile("t.yaml", text, &[]).unwrap().stages.remove(0).params else { panic!() };
+    let (mapped, known) = (load(&folder, &params).unwrap(), load(&folder, &DatasetParams::default()).unwrap());
+    assert_eq!((mapped.interactions, mapped.users), (known.interactions, known.users));
+    assert_eq!((mapped.train, mapped.valid, mapped.test), (known.train, known.valid, known.test));
+    assert_eq!(mapped.items.item_id, known.items.item_id);
+}
+
+/// The archive has explicit ratings only, and only books that others kept, so fewer remain than the paper's 8,723 users,
+/// 3,547 books and 227,735 ratings (147,856 of them implicit).
+#[test]
+fn bookcrossing_is_read_by_the_papers_rule_as_far_as_it_is_there() {
+    let Some(dir) = unpack("bookcrossing-explicit.tar.xz") else { return };
+    let params = DatasetParams {
+        split: Split::ShuffledUsers,
+        valid_fraction: 0.0,
+        min_history: 4,
+        like_above: 4.0,
+        ..DatasetParams::default()
+    };
+    let data = load(&holding(dir.path(), "BX-Books.csv"), &params).unwrap();
+    assert!(data.interactions.rating.iter().all(|r| (1.0..=10.0).contains(r)));
+    assert_eq!((data.users.user.len(), data.items.item.len(), data.interactions.user.len()), (3_100, 1_201, 39_517));
+    assert_eq!(sizes(&data), [2_790, 0, 310]);
 }

@@ -175,6 +175,12 @@ impl<'a> Table<'a> {
         Ok(self.typed::<StringArray>(column)?.iter().map(Option::unwrap_or_default).collect())
     }
 
+    /// Columns of text beyond those that every such table has, by name.
+    pub(crate) fn further(&self, own: &[&str]) -> Result<Vec<(&'a str, Vec<&'a str>)>, StageError> {
+        let names = self.batch.schema_ref().fields().iter().map(|field| field.name().as_str());
+        names.filter(|name| !own.contains(name)).map(|name| Ok((name, self.text(name)?))).collect()
+    }
+
     /// Bytes; missing values are empty.
     pub(crate) fn binary(&self, column: &str) -> Result<Vec<&'a [u8]>, StageError> {
         Ok(self.typed::<BinaryArray>(column)?.iter().map(Option::unwrap_or_default).collect())

@@ -4,6 +4,7 @@ use crate::{InputReader, OutputWriter, Stage, StageContext, StageError, columns:
 use arrow_array::RecordBatch;
 use rallrec_core::{params::DatasetParams, task::Progress};
 use rallrec_recsys::dataset::{self, Dataset, Interactions, Items, Samples, Users};
+use std::path::Path;
 
 impl Stage for DatasetParams {
     fn run(
@@ -14,11 +15,11 @@ impl Stage for DatasetParams {
     ) -> Result<(), StageError> {
         let folder =
             context.data.as_deref().ok_or_else(|| StageError::Invalid("a dataset stage needs `data`".into()))?;
-        let set = dataset::load(folder, self).map_err(|e| StageError::Invalid(e.to_string()))?;
+        let set = read(folder, self, output)?;
         context.cancel.check()?;
         let ratings = set.interactions.user.len() as u64;
         let Dataset { items, users, interactions, train, valid, test, verb, like_above } = set;
-        output.write("items", items_table(items, verb, like_above)?)?;
+        output.write("items", items_table(items, &verb, like_above)?)?;
         output.write("users", users_table(users)?)?;
         output.write("interactions", interactions_table(interactions)?)?;
         for (name, samples) in [("train", train), ("valid", valid), ("test", test)] {
@@ -30,8 +31,23 @@ impl Stage for DatasetParams {
     }
 }
 
+/// Reads the set. A bad row is left out as long as the output takes it.
+fn read(folder: &Path, params: &DatasetParams, output: &mut dyn OutputWriter) -> Result<Dataset, StageError> {
+    let mut refused = None;
+    let read = dataset::load_with(folder, params, &mut |bad| match output
+        .bad_row(bad.bad_row().unwrap_or_default(), &bad.to_string())
+    {
+        Ok(()) => true,
+        Err(error) => {
+            refused = Some(error);
+            false
+        }
+    });
+    read.map_err(|error| refused.unwrap_or_else(|| StageError::Invalid(error.to_string())))
+}
+
 fn items_table(items: Items, verb: &str, like_above: f64) -> Result<RecordBatch, StageError> {
-    TableBuilder::default()
+    let table = TableBuilder::default()
         .i32("item", "Row position.", items.item)
         .text("item_id", "Identifier in the raw files.", items.item_id)
         .text("title", "Title with year.", items.title)
@@ -40,19 +56,24 @@ fn items_table(items: Items, verb: &str, like_above: f64) -> Result<RecordBatch,
         .i32_opt("year", "Year of release.", items.year)
         .i32("train_ratings", "Ratings in the training period.", items.train_ratings)
         .metadata("rallrec.verb", verb)
-        .metadata("rallrec.like_above", like_above)
-        .finish()
+        .metadata("rallrec.like_above", like_above);
+    further(table, items.further).finish()
 }
 
 fn users_table(users: Users) -> Result<RecordBatch, StageError> {
-    TableBuilder::default()
+    let table = TableBuilder::default()
         .i32("user", "Row position.", users.user)
         .text("user_id", "Identifier in the raw files.", users.user_id)
         .text("gender", "Empty if unknown.", users.gender)
         .text("age", "Age bucket, in years.", users.age)
         .text("job", "Occupation.", users.job)
-        .text("zip", "Postal code.", users.zip)
-        .finish()
+        .text("zip", "Postal code.", users.zip);
+    further(table, users.further).finish()
+}
+
+/// Further texts of the set, after the columns that every set has.
+fn further(table: TableBuilder, texts: Vec<(String, Vec<String>)>) -> TableBuilder {
+    texts.into_iter().fold(table, |table, (name, texts)| table.text(&name, "Empty if unknown.", texts))
 }
 
 fn interactions_table(interactions: Interactions) -> Result<RecordBatch, StageError> {

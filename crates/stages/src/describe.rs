@@ -3,11 +3,12 @@
 use crate::{
     Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
+    item_text::ItemTexts,
     language::{self, Prompt, Request, RowResults},
     meter::Meter,
 };
 use rallrec_core::{params::DescribeParams, rng::row_rng};
-use rallrec_recsys::prompt::{ItemTemplate, clean_description};
+use rallrec_recsys::prompt::clean_description;
 
 impl Stage for DescribeParams {
     fn run(
@@ -16,16 +17,13 @@ impl Stage for DescribeParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let template =
-            ItemTemplate::parse(&self.template).map_err(|e| StageError::Invalid(format!("with.template: {e}")))?;
         let model = language::model(context)?;
         let batch = inputs.table("items", Columns::Only(&["item", "train_ratings", "title", "genre", "year"]))?;
         let items = Table::new("items", &batch);
         let (item, ratings) = (items.i32("item")?, items.i32("train_ratings")?);
-        let (title, genre, year) = (items.text("title")?, items.text("genre")?, items.i32_opt("year")?);
+        let requests = ItemTexts::new("template", &self.template, &items)?;
         let chosen: Vec<usize> = (0..items.rows()).filter(|&row| ratings[row] as u32 >= self.min_ratings).collect();
-        let texts =
-            chosen.iter().map(|&row| language::chat(&model, "", &template.fill(title[row], genre[row], year[row])));
+        let texts = chosen.iter().map(|&row| language::chat(&model, "", &requests.of(row)));
         let prompts = language::encode_all(&model, texts, usize::MAX);
         let sampling = language::sampling!(self, &model);
         // Rows that cannot be encoded are left out of the call, so generators are drawn for those that can.

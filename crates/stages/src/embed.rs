@@ -3,12 +3,12 @@
 use crate::{
     Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
+    item_text::ItemTexts,
     language::{self, RowResults, Written},
     meter::Meter,
     predictions::same_rows,
 };
 use rallrec_core::params::{EmbedParams, Pooling};
-use rallrec_recsys::prompt::ItemTemplate;
 
 impl Stage for EmbedParams {
     fn run(
@@ -20,7 +20,7 @@ impl Stage for EmbedParams {
         let model = language::model(context)?;
         let batch = inputs.table("items", Columns::Only(&["item", "title", "genre", "year"]))?;
         let items = Table::new("items", &batch);
-        let titles = titles(&self.title_template, &items)?;
+        let titles = ItemTexts::new("title_template", &self.title_template, &items)?;
         let descriptions = if inputs.has("descriptions") {
             let batch = inputs.table("descriptions", Columns::Only(&["item", "description"]))?;
             let table = Table::new("descriptions", &batch);
@@ -31,7 +31,8 @@ impl Stage for EmbedParams {
         };
         // An item without a description is embedded by its title alone: both halves are the title's.
         let described: Vec<usize> = (0..items.rows()).filter(|&row| !descriptions[row].is_empty()).collect();
-        let texts = titles.into_iter().chain(described.iter().map(|&row| descriptions[row].clone()));
+        let texts =
+            (0..items.rows()).map(|row| titles.of(row)).chain(described.iter().map(|&row| descriptions[row].clone()));
         let prompts = language::encode_all(&model, texts.map(|text| Ok(Written::Text(text))), usize::MAX);
         let total = prompts.len();
         let pooling = match self.pooling {
@@ -72,12 +73,4 @@ impl Stage for EmbedParams {
             .text_opt("error", "Why the row failed.", errors);
         output.write("embeddings", table.finish()?)
     }
-}
-
-/// The sentences that name the items.
-fn titles(template: &str, items: &Table<'_>) -> Result<Vec<String>, StageError> {
-    let template = ItemTemplate::parse(template);
-    let template = template.map_err(|e| StageError::Invalid(format!("with.title_template: {e}")))?;
-    let (title, genre, year) = (items.text("title")?, items.text("genre")?, items.i32_opt("year")?);
-    Ok((0..items.rows()).map(|row| template.fill(title[row], genre[row], year[row])).collect())
 }

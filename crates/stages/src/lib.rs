@@ -15,6 +15,7 @@ mod embed;
 mod error;
 mod evaluate;
 mod index;
+mod item_text;
 mod language;
 mod lightgcn;
 mod merge;

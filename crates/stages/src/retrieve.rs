@@ -4,7 +4,7 @@ use crate::{
     Columns, InputReader, OutputWriter, Stage, StageContext, StageError, columns::Table, predictions::SampleColumns,
 };
 use arrow_array::RecordBatch;
-use rallrec_core::{params::RetrieveParams, task::Progress};
+use rallrec_core::{mapping::USER_COLUMNS, params::RetrieveParams, task::Progress};
 use rallrec_recsys::{
     history::UserHistories,
     prompt::{PromptFields, PromptTemplate, history_text, user_sentence},
@@ -89,6 +89,11 @@ impl Sources {
             None => None,
         };
         let (gender, age, job) = (users.text("gender")?, users.text("age")?, users.text("job")?);
+        let further = users.further(USER_COLUMNS)?;
+        let sentence = |u: usize| {
+            let further: Vec<_> = further.iter().map(|(name, texts)| (*name, texts[u])).collect();
+            user_sentence(gender[u], age[u], job[u], &further)
+        };
         let like_above = items.metadata("rallrec.like_above")?;
         Ok(PromptWriter {
             params,
@@ -98,7 +103,7 @@ impl Sources {
             titles: items.text("title")?,
             verb: items.metadata("rallrec.verb")?,
             like_above: like_above.parse().map_err(invalid("input items: like_above"))?,
-            user_sentences: (0..users.rows()).map(|u| user_sentence(gender[u], age[u], job[u])).collect(),
+            user_sentences: (0..users.rows()).map(sentence).collect(),
         })
     }
 }

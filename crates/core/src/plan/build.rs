@@ -202,8 +202,14 @@ fn row_fields(
     fields.set("kind", info.name);
     fields.set("version", info.version);
     for field in StageParams::fields(stage.kind()) {
-        // Only a row-wise stage can keep its rows when their number changes.
-        if field.effect == Effect::Keyed || (field.effect == Effect::Scope && !row_wise) {
+        let keyed = match field.effect {
+            Effect::Keyed => true,
+            Effect::Later => params.get(field.name).unwrap_or(&Value::Null) != &field.default,
+            // Only a row-wise stage can keep its rows when their number changes.
+            Effect::Scope => !row_wise,
+            Effect::Free => false,
+        };
+        if keyed {
             fields.set(format!("with.{}", field.name), value_of(params, field.name));
         }
     }

@@ -3,7 +3,7 @@
 use super::{
     DEFAULT_SEED, FORMAT_VERSION, Pipeline, Source, bounds,
     diagnostics::{Collector, Span, list, shown},
-    graph, models,
+    graph, mapping, models,
     node::{Content, Entry, Node},
     recover::Recovered,
     stage::{self, Draft, Surroundings},
@@ -90,6 +90,7 @@ fn pipeline(
         data_names: &data_names,
         limit_names: &limit_names,
         limits: &limits,
+        item_fields: &mapping::item_fields(get(entries, "stages").map(|node| &**node)),
     };
     let Drafts { drafts, broken, used } = stages(reader, entries, &around)?;
     let stages = graph::connect(reader, drafts, &broken, lost_names);

@@ -37,6 +37,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) limit_names: &'a Declared,
     /// Those of them that could be read.
     pub(super) limits: &'a [(String, u32)],
+    /// Names of further texts of items, of all data sets of the file.
+    pub(super) item_fields: &'a [String],
 }
 
 /// A stage whose references are still text.
@@ -86,7 +88,7 @@ pub(super) fn read(reader: &mut Reader, entry: &Entry, around: &Surroundings<'_>
     superfluous(reader, fields, kind);
     let [data, model] = sources(reader, entry, fields, kind, around, used);
     let node = |key| get(fields, key);
-    let params = params(reader, entry, fields, kind);
+    let params = params(reader, entry, fields, kind, around.item_fields);
     let needs = needs(reader, entry, fields, kind);
     if let (Some(params), Some(needs)) = (&params, &needs) {
         rules::inputs(reader, params, entry.key_span, rules::given_params(fields), needs);
@@ -212,7 +214,13 @@ fn missing_source(reader: &mut Reader, entry: &Entry, kind: StageKind, key: &str
     reader.out.error(entry.key_span, message, Some(help));
 }
 
-fn params(reader: &mut Reader, entry: &Entry, fields: &[Entry], kind: StageKind) -> Option<StageParams> {
+fn params(
+    reader: &mut Reader,
+    entry: &Entry,
+    fields: &[Entry],
+    kind: StageKind,
+    item_fields: &[String],
+) -> Option<StageParams> {
     let table = StageParams::fields(kind);
     let with = match get(fields, "with") {
         Some(node) => reader.map(node, "with", "with: {NAME: VALUE}")?,
@@ -244,7 +252,7 @@ fn params(reader: &mut Reader, entry: &Entry, fields: &[Entry], kind: StageKind)
     }
     match StageParams::from_json(kind, Value::Object(values)) {
         Ok(params) => {
-            rules::check(reader, &params, entry.key_span, with);
+            rules::check(reader, &params, entry.key_span, with, item_fields);
             Some(params)
         }
         Err(error) => {

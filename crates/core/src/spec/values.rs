@@ -4,8 +4,8 @@ use super::{
     diagnostics::{Collector, Span, list, shown},
     node::{Content, Entry, Node},
 };
-use crate::field::ValueKind;
-use serde_json::{Number, Value};
+use crate::field::{Field, ValueKind};
+use serde_json::{Map, Number, Value};
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
@@ -71,8 +71,11 @@ impl Reader {
 
     /// A value of the expected type, as JSON; `None` after reporting what is wrong.
     pub(super) fn typed(&mut self, node: &Node, expected: &Expected<'_>) -> Option<Value> {
-        if let ValueKind::List(element) = expected.kind {
-            return self.typed_list(node, expected, element);
+        match expected.kind {
+            ValueKind::List(element) => return self.typed_list(node, expected, element),
+            ValueKind::Map(element) => return self.typed_map(node, expected, element),
+            ValueKind::Record(fields) => return self.typed_record(node, expected, fields),
+            _ => {}
         }
         if let Content::List(_) | Content::Map(_) = node.content {
             self.mismatch(node, None, expected, None);
@@ -114,6 +117,37 @@ impl Reader {
                 None
             }
         }
+    }
+
+    /// Values by names of the user's own.
+    fn typed_map(&mut self, node: &Node, expected: &Expected<'_>, element: &ValueKind) -> Option<Value> {
+        let entries = self.map(node, expected.name, &format!("{}: {{NAME: VALUE}}", last(expected.name)))?;
+        let mut read = |entry: &Entry| {
+            let name = format!("{}.{}", expected.name, shown(&entry.key));
+            let value = self.typed(&entry.value, &Expected { name: &name, kind: element, ..*expected })?;
+            Some((entry.key.to_string(), value))
+        };
+        let values: Vec<Option<(String, Value)>> = entries.iter().map(&mut read).collect();
+        values.into_iter().collect::<Option<Map<String, Value>>>().map(Value::from)
+    }
+
+    /// Parameters below a parameter, complete with their defaults.
+    fn typed_record(&mut self, node: &Node, expected: &Expected<'_>, fields: &[Field]) -> Option<Value> {
+        let entries = self.map(node, expected.name, &format!("{}: {{KEY: VALUE}}", last(expected.name)))?;
+        let known: Vec<&str> = fields.iter().map(|f| f.name).collect();
+        self.unknown_keys(entries, &known, &format!("`{}`", expected.name));
+        let mut read = |field: &Field| {
+            let name = format!("{}.{}", expected.name, field.name);
+            let value = match get(entries, field.name) {
+                Some(node) => {
+                    self.typed(node, &Expected { name: &name, kind: &field.kind, range: field.range, empty: true })?
+                }
+                None => field.default.clone(),
+            };
+            Some((field.name.to_owned(), value))
+        };
+        let values: Vec<Option<(String, Value)>> = fields.iter().map(&mut read).collect();
+        values.into_iter().collect::<Option<Map<String, Value>>>().map(Value::from)
     }
 
     /// A whole number, within a range.
@@ -263,7 +297,13 @@ pub(super) fn requirement(expected: &Expected<'_>) -> String {
             let element = Expected { name: "", kind: element, ..*expected };
             format!("a list, each entry {}", requirement(&element))
         }
+        ValueKind::Map(_) | ValueKind::Record(_) => "a mapping".to_owned(),
     }
+}
+
+/// The last part of a name with dots.
+fn last(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
 }
 
 /// A bound as people write it.

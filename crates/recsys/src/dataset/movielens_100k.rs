@@ -5,7 +5,7 @@
 use super::{
     DatasetError,
     raw::{Item, Raw, User, age_bucket, gender, title, year_of_title},
-    source::{Catalogue, Encoding, Entry, Line, Source},
+    source::{Catalogue, Encoding, Entry, Line, Source, Tolerance},
 };
 use std::path::Path;
 
@@ -38,16 +38,16 @@ const GENRES: [&str; 19] = [
     "Western",
 ];
 
-pub(super) fn read(dir: &Path) -> Result<Raw, DatasetError> {
+pub(super) fn read(dir: &Path, tolerance: &mut Tolerance<'_>) -> Result<Raw, DatasetError> {
     let [ratings, movies, users] = FILES;
     let movies = Source::read(dir.join(movies), Encoding::Latin1)?;
-    let items = movies.lines().map(|line| item(&line)).collect::<Result<_, _>>()?;
-    let items = Catalogue::new(movies.path, "item", items)?;
+    let items = tolerance.keep_all(movies.lines().map(|line| item(&line)))?;
+    let items = Catalogue::new(movies.path, "item", items, tolerance)?;
     let people = Source::read(dir.join(users), Encoding::Latin1)?;
-    let users = people.lines().map(|line| user(&line)).collect::<Result<_, _>>()?;
-    let users = Catalogue::new(people.path, "user", users)?;
+    let users = tolerance.keep_all(people.lines().map(|line| user(&line)))?;
+    let users = Catalogue::new(people.path, "user", users, tolerance)?;
     let ratings = Source::read(dir.join(ratings), Encoding::Latin1)?;
-    Raw::new(items, users, &ratings, 0, |line| {
+    Raw::new(items, users, &ratings, 0, tolerance, |line| {
         line.rating(line.fields("\t", "user id, item id, rating and timestamp, separated by tabs")?)
     })
 }
@@ -65,11 +65,11 @@ fn item(line: &Line<'_>) -> Result<Entry<Item>, DatasetError> {
         }
     }
     let year = year_of_title(&title);
-    Entry::new(line, fields[0], "a movie id", Item { title, genres, year })
+    Entry::new(line, fields[0], "a movie id", Item { title, genres, year, further: Vec::new() })
 }
 
 fn user(line: &Line<'_>) -> Result<Entry<User>, DatasetError> {
     let [id, age, sex, job, zip] = line.fields("|", "user id|age|gender|occupation|zip code")?;
     let (gender, age) = (gender(sex, line)?, age_bucket(age, line)?);
-    Entry::new(line, id, "a user id", User { gender, age, job: job.into(), zip: zip.into() })
+    Entry::new(line, id, "a user id", User { gender, age, job: job.into(), zip: zip.into(), further: Vec::new() })
 }

@@ -2,7 +2,7 @@
 
 use super::{
     DatasetError,
-    source::{Catalogue, Line, RawRating, Source},
+    source::{Catalogue, Line, RawRating, Source, Tolerance},
 };
 use std::path::PathBuf;
 
@@ -11,14 +11,19 @@ pub(super) struct Item {
     pub(super) title: String,
     pub(super) genres: Vec<String>,
     pub(super) year: Option<i32>,
+    /// Texts of [`Raw::item_fields`].
+    pub(super) further: Vec<String>,
 }
 
 /// A user's fields.
+#[derive(Default)]
 pub(super) struct User {
     pub(super) gender: String,
     pub(super) age: String,
     pub(super) job: String,
     pub(super) zip: String,
+    /// Texts of [`Raw::user_fields`].
+    pub(super) further: Vec<String>,
 }
 
 /// One rating, and the line that it stands on.
@@ -37,41 +42,69 @@ pub(super) struct Raw {
     pub(super) users: Catalogue<User>,
     pub(super) ratings: Vec<Rating>,
     pub(super) ratings_file: PathBuf,
+    /// Whether ratings have times. Without, their timestamps mean nothing.
+    pub(super) timed: bool,
+    /// Names of further texts of items.
+    pub(super) item_fields: Vec<String>,
+    /// Names of further texts of users.
+    pub(super) user_fields: Vec<String>,
+    /// What users do with items.
+    pub(super) verb: String,
 }
 
 impl Raw {
-    /// Reads the ratings of `source` after its first `skip` lines. A (user, item) pair must come once.
+    /// Reads the ratings of `source` after its first `skip` lines; films are watched.
     pub(super) fn new(
         items: Catalogue<Item>,
         users: Catalogue<User>,
         source: &Source,
         skip: usize,
+        tolerance: &mut Tolerance<'_>,
         parse: impl for<'a> Fn(&Line<'a>) -> Result<RawRating<'a>, DatasetError>,
     ) -> Result<Self, DatasetError> {
         let mut ratings = Vec::with_capacity(source.line_estimate());
         for line in source.lines().skip(skip) {
-            let raw = parse(&line)?;
-            let (user, item) = (users.row(raw.user, &line)?, items.row(raw.item, &line)?);
-            let number = u32::try_from(line.number).map_err(|_| line.malformed("fewer than 2^32 lines", line.text))?;
-            ratings.push(Rating { user, item, rating: raw.rating, timestamp: raw.timestamp, line: number });
+            let read = parse(&line).and_then(|raw| {
+                let user = users.row(raw.user, line.file, line.number)?;
+                let item = items.row(raw.item, line.file, line.number)?;
+                let number =
+                    u32::try_from(line.number).map_err(|_| line.malformed("fewer than 2^32 lines", line.text))?;
+                Ok(Rating { user, item, rating: raw.rating, timestamp: raw.timestamp, line: number })
+            });
+            ratings.extend(tolerance.keep(read)?);
         }
-        let raw = Self { items, users, ratings, ratings_file: source.path.clone() };
-        raw.check_pairs()?;
+        let mut raw = Self {
+            items,
+            users,
+            ratings,
+            ratings_file: source.path.clone(),
+            timed: true,
+            item_fields: Vec::new(),
+            user_fields: Vec::new(),
+            verb: "watched".into(),
+        };
+        raw.single_pairs(tolerance)?;
         Ok(raw)
     }
 
-    fn check_pairs(&self) -> Result<(), DatasetError> {
+    /// A (user, item) pair must come once; the later of two is a bad row.
+    pub(super) fn single_pairs(&mut self, tolerance: &mut Tolerance<'_>) -> Result<(), DatasetError> {
         let mut pairs: Vec<_> = self.ratings.iter().map(|r| (r.user, r.item, r.line)).collect();
         pairs.sort_unstable();
-        let twice = pairs.windows(2).filter(|w| (w[0].0, w[0].1) == (w[1].0, w[1].1)).min_by_key(|w| w[1].2);
-        let Some(&[(user, item, first), (_, _, line)]) = twice else { return Ok(()) };
-        let (user, item) = (&self.users.entries[user as usize].id, &self.items.entries[item as usize].id);
-        Err(DatasetError::Duplicate {
-            file: self.ratings_file.clone(),
-            line: line as usize,
-            what: format!("a rating of item {item:?} by user {user:?}"),
-            first: first as usize,
-        })
+        let twice = pairs.windows(2).filter(|w| (w[0].0, w[0].1) == (w[1].0, w[1].1));
+        let mut twice: Vec<_> = twice.map(|w| (w[1].2, w[0].2, w[1].0, w[1].1)).collect();
+        twice.sort_unstable();
+        for &(line, first, user, item) in &twice {
+            let (user, item) = (&self.users.entries[user as usize].id, &self.items.entries[item as usize].id);
+            tolerance.keep::<()>(Err(DatasetError::Duplicate {
+                file: self.ratings_file.clone(),
+                line: line as usize,
+                what: format!("a rating of item {item:?} by user {user:?}"),
+                first: first as usize,
+            }))?;
+        }
+        self.ratings.retain(|r| twice.binary_search_by_key(&r.line, |t| t.0).is_err());
+        Ok(())
     }
 }
 
@@ -84,8 +117,12 @@ const AGES: [(u32, &str); 7] =
 pub(super) fn age_bucket(text: &str, line: &Line<'_>) -> Result<String, DatasetError> {
     let age = text.parse::<u32>().ok().filter(|age| *age <= 130);
     let age = age.ok_or_else(|| line.malformed("an age in years, at most 130", text))?;
-    let bucket = AGES.iter().rev().find(|(from, _)| age >= *from).map_or("", |(_, name)| name);
-    Ok(bucket.into())
+    Ok(age_bucket_of(age).into())
+}
+
+/// Bucket of an age in years.
+pub(super) fn age_bucket_of(age: u32) -> &'static str {
+    AGES.iter().rev().find(|(from, _)| age >= *from).map_or("", |(_, name)| name)
 }
 
 /// MovieLens-1M's occupations, by code.

@@ -6,19 +6,19 @@
 use super::{
     DatasetError,
     raw::{Item, Raw, User, age_bucket, four_digits, gender, job_of_code, title, year_of_title},
-    source::{Catalogue, Encoding, Entry, Line, Source},
+    source::{Catalogue, Encoding, Entry, Line, Source, Tolerance},
 };
 use std::path::{Path, PathBuf};
 
 /// Endings of the files, ratings first.
 pub(super) const ENDINGS: [&str; 3] = ["inter", "item", "user"];
 
-pub(super) fn read(dir: &Path) -> Result<Raw, DatasetError> {
+pub(super) fn read(dir: &Path, tolerance: &mut Tolerance<'_>) -> Result<Raw, DatasetError> {
     let [ratings, items, users] = ENDINGS;
     let items = Table::read(dir, items)?;
-    let items = items.catalogue("item", item)?;
+    let items = items.catalogue("item", item, tolerance)?;
     let users = Table::read(dir, users)?;
-    let users = users.catalogue("user", user)?;
+    let users = users.catalogue("user", user, tolerance)?;
     let ratings = Table::read(dir, ratings)?;
     let columns = [
         ratings.column("user_id")?,
@@ -26,7 +26,7 @@ pub(super) fn read(dir: &Path) -> Result<Raw, DatasetError> {
         ratings.column("rating")?,
         ratings.column("timestamp")?,
     ];
-    Raw::new(items, users, &ratings.source, 1, |line| {
+    Raw::new(items, users, &ratings.source, 1, tolerance, |line| {
         let mut fields = [""; 4];
         ratings.check(line)?;
         // Lines have few columns: walking them beats collecting a million lists.
@@ -53,7 +53,7 @@ fn item(table: &Table, line: &Line<'_>) -> Result<Entry<Item>, DatasetError> {
         _ => name,
     };
     let year = year_of_title(&title);
-    Entry::new(line, table.value(line, "item_id")?, "an item_id", Item { title, genres, year })
+    Entry::new(line, table.value(line, "item_id")?, "an item_id", Item { title, genres, year, further: Vec::new() })
 }
 
 fn user(table: &Table, line: &Line<'_>) -> Result<Entry<User>, DatasetError> {
@@ -62,7 +62,7 @@ fn user(table: &Table, line: &Line<'_>) -> Result<Entry<User>, DatasetError> {
     let job = table.value(line, "occupation")?;
     let job = if job.bytes().all(|b| b.is_ascii_digit()) { job_of_code(job, line)? } else { job.into() };
     let zip = table.value(line, "zip_code")?.into();
-    Entry::new(line, table.value(line, "user_id")?, "a user_id", User { gender, age, job, zip })
+    Entry::new(line, table.value(line, "user_id")?, "a user_id", User { gender, age, job, zip, further: Vec::new() })
 }
 
 /// One atomic file.
@@ -86,12 +86,13 @@ impl Table {
         &self,
         what: &'static str,
         entry: impl Fn(&Self, &Line<'_>) -> Result<Entry<T>, DatasetError>,
+        tolerance: &mut Tolerance<'_>,
     ) -> Result<Catalogue<T>, DatasetError> {
         let entries = self.source.lines().skip(1).map(|line| {
             self.check(&line)?;
             entry(self, &line)
         });
-        Catalogue::new(self.source.path.clone(), what, entries.collect::<Result<_, _>>()?)
+        Catalogue::new(self.source.path.clone(), what, tolerance.keep_all(entries)?, tolerance)
     }
 
     fn check(&self, line: &Line<'_>) -> Result<(), DatasetError> {

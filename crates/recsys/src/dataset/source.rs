@@ -1,7 +1,8 @@
 //! Raw files as numbered lines, and identifiers as row positions.
 //!
-//! Deliberately strict: a blank line or a field that does not parse is an error with its place. A data set that is
-//! silently repaired gives counts that nobody can compare.
+//! Deliberately strict: a blank line or a field that does not parse is an error with its place, and whoever reads the
+//! set decides by [`Tolerance`] whether its row may be left out. A data set that is silently repaired gives counts that
+//! nobody can compare.
 
 use super::DatasetError;
 use std::{
@@ -16,6 +17,32 @@ pub(super) enum Encoding {
     Latin1,
     /// UTF-8.
     Utf8,
+}
+
+/// Decides about bad rows: each goes to the function, which says whether it may be left out.
+pub(super) struct Tolerance<'a>(pub(super) &'a mut dyn FnMut(&DatasetError) -> bool);
+
+impl Tolerance<'_> {
+    /// The value, nothing for a bad row that is left out, or the error.
+    pub(super) fn keep<T>(&mut self, result: Result<T, DatasetError>) -> Result<Option<T>, DatasetError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.bad_row().is_some() && (self.0)(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The values without those of bad rows.
+    pub(super) fn keep_all<T>(
+        &mut self,
+        results: impl IntoIterator<Item = Result<T, DatasetError>>,
+    ) -> Result<Vec<T>, DatasetError> {
+        let mut kept = Vec::new();
+        for result in results {
+            kept.extend(self.keep(result)?);
+        }
+        Ok(kept)
+    }
 }
 
 /// A file in memory.
@@ -55,7 +82,7 @@ impl Source {
     }
 }
 
-fn latin1(bytes: &[u8]) -> String {
+pub(super) fn latin1(bytes: &[u8]) -> String {
     bytes.iter().map(|b| char::from(*b)).collect()
 }
 
@@ -101,7 +128,7 @@ impl<'a> Line<'a> {
 }
 
 /// RecBole writes whole seconds as floats at times (`978300760.0`).
-fn whole_seconds(text: &str) -> Option<i64> {
+pub(super) fn whole_seconds(text: &str) -> Option<i64> {
     let seconds = match text.parse::<i64>() {
         Ok(seconds) => seconds,
         Err(_) => {
@@ -152,8 +179,13 @@ pub(super) struct Catalogue<T> {
 
 impl<T> Catalogue<T> {
     /// Sorts entries by identifier: as numbers when all are numbers, else as text. So one set in two layouts gives
-    /// the same rows, and ordering by row is ordering by identifier.
-    pub(super) fn new(file: PathBuf, what: &'static str, mut entries: Vec<Entry<T>>) -> Result<Self, DatasetError> {
+    /// the same rows, and ordering by row is ordering by identifier. Of two with one identifier the second is a bad row.
+    pub(super) fn new(
+        file: PathBuf,
+        what: &'static str,
+        mut entries: Vec<Entry<T>>,
+        tolerance: &mut Tolerance<'_>,
+    ) -> Result<Self, DatasetError> {
         if i32::try_from(entries.len()).is_err() {
             return Err(DatasetError::TooMany { file, what, count: entries.len() });
         }
@@ -162,22 +194,45 @@ impl<T> Catalogue<T> {
         } else {
             entries.sort_by(|a, b| a.id.cmp(&b.id));
         }
-        let mut rows = HashMap::with_capacity(entries.len());
-        for (row, entry) in (0_i32..).zip(&entries) {
-            if let Some(first) = rows.insert(entry.id.clone(), row) {
-                let first_line = entries[first as usize].line;
-                let (first, line) = (first_line.min(entry.line), first_line.max(entry.line));
-                return Err(DatasetError::Duplicate { file, line, what: format!("{what} {:?}", entry.id), first });
-            }
+        let mut kept: Vec<Entry<T>> = Vec::with_capacity(entries.len());
+        // Sorting is stable: entries of one identifier are neighbours, in the order of their lines.
+        for entry in entries {
+            let first = kept.last().filter(|last| last.id == entry.id).map(|last| last.line);
+            let entry = match first {
+                None => Ok(entry),
+                Some(first) => Err(DatasetError::Duplicate {
+                    file: file.clone(),
+                    line: entry.line,
+                    what: format!("{what} {:?}", entry.id),
+                    first,
+                }),
+            };
+            kept.extend(tolerance.keep(entry)?);
         }
-        Ok(Self { file, what, entries, rows })
+        Ok(Self::sorted(file, what, kept))
     }
 
-    /// Row of an identifier that stands on `line`.
-    pub(super) fn row(&self, id: &str, line: &Line<'_>) -> Result<i32, DatasetError> {
+    /// Entries that are in order, each identifier once.
+    fn sorted(file: PathBuf, what: &'static str, entries: Vec<Entry<T>>) -> Self {
+        let rows = (0_i32..).zip(&entries).map(|(row, entry)| (entry.id.clone(), row)).collect();
+        Self { file, what, entries, rows }
+    }
+
+    /// Keeps the entries for which `keep` is true, in their order. For each old row its new one.
+    pub(super) fn keep_only(&mut self, keep: &[bool]) -> Vec<Option<i32>> {
+        let mut next = 0..;
+        let moved = keep.iter().map(|keep| if *keep { next.next() } else { None }).collect();
+        let old = std::mem::take(&mut self.entries);
+        let entries = old.into_iter().zip(keep).filter_map(|(entry, keep)| keep.then_some(entry)).collect();
+        *self = Self::sorted(std::mem::take(&mut self.file), self.what, entries);
+        moved
+    }
+
+    /// Row of an identifier that stands on line `line` of `file`.
+    pub(super) fn row(&self, id: &str, file: &Path, line: usize) -> Result<i32, DatasetError> {
         self.rows.get(id).copied().ok_or_else(|| DatasetError::UnknownId {
-            file: line.file.into(),
-            line: line.number,
+            file: file.into(),
+            line,
             what: self.what,
             id: id.into(),
             catalogue: self.file.clone(),

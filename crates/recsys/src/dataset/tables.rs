@@ -20,6 +20,8 @@ pub struct Items {
     pub year: Vec<Option<i32>>,
     /// Ratings in the training period.
     pub train_ratings: Vec<i32>,
+    /// Further texts of the set, by name; empty where an item has none.
+    pub further: Vec<(String, Vec<String>)>,
 }
 
 /// One row a user, by user id. A field is empty where the set has none.
@@ -37,9 +39,12 @@ pub struct Users {
     pub job: Vec<String>,
     /// Postal code.
     pub zip: Vec<String>,
+    /// Further texts of the set, by name; empty where a user has none.
+    pub further: Vec<(String, Vec<String>)>,
 }
 
-/// One row a rating, by (timestamp, user id, item id).
+/// One row a rating, by (timestamp, user id, item id); by (period, timestamp, user id, item id) where ratings were
+/// shuffled into the parts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Interactions {
     /// Row position of the user.
@@ -48,7 +53,7 @@ pub struct Interactions {
     pub item: Vec<i32>,
     /// Stars.
     pub rating: Vec<f32>,
-    /// Seconds since 1970.
+    /// Seconds since 1970; in a set without times, the place in a seeded shuffle of the user's ratings.
     pub timestamp: Vec<i64>,
     /// 0 training, 1 validation, 2 test.
     pub period: Vec<i8>,
@@ -88,9 +93,9 @@ impl Samples {
 /// A data set, ready for every later stage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
-    /// Every item of the catalogue, rated or not.
+    /// Every item of the catalogue, rated or not; after a core filter those that it kept.
     pub items: Items,
-    /// Every user.
+    /// Every user; after a core filter those that it kept.
     pub users: Users,
     /// Every rating.
     pub interactions: Interactions,
@@ -101,7 +106,7 @@ pub struct Dataset {
     /// Samples to evaluate on.
     pub test: Samples,
     /// What users do with items, for prompts.
-    pub verb: &'static str,
+    pub verb: String,
     /// A rating above this many stars is a like.
     pub like_above: f64,
 }
