@@ -21,7 +21,7 @@ pub(super) fn word(verdict: Option<Verdict>) -> &'static str {
 /// Lines for a terminal: the first is the head.
 pub(super) fn lines(comparison: &Comparison) -> Vec<String> {
     let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
-    rows.extend(comparison.checks.iter().map(|check| cells(check)));
+    rows.extend(comparison.checks.iter().map(cells));
     let mut lines = columns(&rows);
     lines.push(String::new());
     lines.extend(notes(comparison));
