@@ -84,6 +84,12 @@ impl<T: ParamValue> ParamValue for Option<T> {
     }
 }
 
+impl<T: ParamValue> ParamValue for Box<T> {
+    fn kind() -> ValueKind {
+        T::kind()
+    }
+}
+
 impl<T: ParamValue> ParamValue for BTreeMap<String, T> {
     fn kind() -> ValueKind {
         ValueKind::Map(Box::new(T::kind()))

@@ -64,7 +64,7 @@ params! {
         /// Seed of the shuffled splits, and of the order of ratings that have no time.
         split_seed: u32 = 42u32, Later, 0 ..= 4294967295.0;
         /// Files and columns of a data set of your own.
-        mapping: Option<Mapping> = None::<Mapping>, Later;
+        mapping: Option<Box<Mapping>> = None::<Box<Mapping>>, Later;
         /// Core filter: ratings that a user must have at least. Users and items outside their bounds are left out with
         /// their ratings, again and again, until all are within.
         min_user_ratings: u32 = 0u32, Later, 0 ..= 1000000000;
@@ -457,15 +457,15 @@ params! {
         /// Widths of the deep part's layers; not of `autoint`, which has none.
         hidden: Vec<u32> = vec![256u32, 128u32], Keyed, 1 ..= 65536;
         /// Feature maps of each interaction layer of `xdeepfm`.
-        cin: Vec<u32> = vec![16u32, 16u32], Keyed, 1 ..= 4096;
+        cin: Vec<u32> = vec![16u32, 16u32], Later, 1 ..= 4096;
         /// Cross layers of `dcn`.
-        cross_layers: u32 = 3u32, Keyed, 1 ..= 64;
+        cross_layers: u32 = 3u32, Later, 1 ..= 64;
         /// Attention layers of `autoint`.
-        attention_layers: u32 = 3u32, Keyed, 1 ..= 64;
+        attention_layers: u32 = 3u32, Later, 1 ..= 64;
         /// Heads of each of them.
-        heads: u32 = 2u32, Keyed, 1 ..= 64;
+        heads: u32 = 2u32, Later, 1 ..= 64;
         /// Numbers of a field in each head.
-        attention_dim: u32 = 32u32, Keyed, 1 ..= 4096;
+        attention_dim: u32 = 32u32, Later, 1 ..= 4096;
         /// Fraction of the deep part's units dropped in training.
         dropout: f64 = 0.0, Keyed, 0 ..= 0.95;
         /// Adam's learning rate.
