@@ -6,6 +6,7 @@ mod architecture;
 mod chaos;
 mod cluster;
 mod cluster_s3;
+mod compare;
 mod dataset;
 mod golden;
 mod kill;

@@ -12,7 +12,7 @@ use rallrec_core::{
     kind::Mode,
     task::{InputShard, InputShards, TaskInput, TaskOffer},
 };
-use rallrec_stages::{InputReader, StageError};
+use rallrec_stages::{Columns, InputReader, StageError};
 use rallrec_store::{Store, TableManifest};
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -37,8 +37,8 @@ impl TaskInputs {
         Self { store, tables, handle, inputs: offer.inputs.clone(), rows: offer.rows }
     }
 
-    fn read(&self, input: &TaskInput) -> Result<RecordBatch, StageError> {
-        let wanted = if input.mode == Mode::Whole { None } else { self.rows };
+    fn read(&self, input: &TaskInput, columns: Columns<'_>) -> Result<RecordBatch, StageError> {
+        let wanted = Cut { rows: if input.mode == Mode::Whole { None } else { self.rows }, columns };
         let (mut schema, mut batches) = (None, Vec::new());
         // One task that gathers the shards of another stage reads each of them once.
         let keep = self.rows.is_some() || matches!(input.shards, InputShards::One(_));
@@ -53,7 +53,7 @@ impl TaskInputs {
         };
         let schema = schema.ok_or_else(|| failed("it has no shards".into()))?;
         let batch = concat_batches(&schema, &batches).map_err(|e| failed(e.to_string()))?;
-        match wanted {
+        match wanted.rows {
             Some(wanted) if wanted.len() != batch.num_rows() as u64 => {
                 Err(failed(format!("rows {wanted} were asked for and {} are there", batch.num_rows())))
             }
@@ -61,14 +61,18 @@ impl TaskInputs {
         }
     }
 
-    /// The rows of a shard that are wanted; all with `None`.
+    /// What is wanted of a shard.
     async fn shard(
         &self,
         input: &TaskInput,
         shard: &InputShard,
-        wanted: Option<RowRange>,
+        Cut { rows: wanted, columns }: Cut<'_>,
         keep: bool,
     ) -> Result<Decoded, StageError> {
+        let columns = match columns {
+            Columns::All => None,
+            Columns::Only(names) => Some(names),
+        };
         let inside = |held: RowRange| {
             let wanted = wanted?;
             let clamped = |row: u64| row.clamp(held.start, held.end) - held.start;
@@ -81,7 +85,7 @@ impl TaskInputs {
         if !keep || own {
             let table = self.manifest(input, shard).await?;
             let held = shard.rows.unwrap_or(RowRange { start: 0, end: table.rows });
-            return self.store.read_table(&table, inside(held)).await.map_err(from_store);
+            return self.store.read_columns(&table, inside(held), columns).await.map_err(from_store);
         }
         let load = async {
             let table = self.manifest(input, shard).await?;
@@ -89,9 +93,10 @@ impl TaskInputs {
             if wanted.is_some() && bytes > SMALL_BYTES {
                 return Err(Unkept::Large(table));
             }
-            self.store.read_table(&table, None).await.map_err(|e| Unkept::Failed(from_store(e)))
+            self.store.read_columns(&table, None, columns).await.map_err(|e| Unkept::Failed(from_store(e)))
         };
-        match self.tables.get(&shard.key, &input.table, load).await {
+        let named = columns.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        match self.tables.get((shard.key.clone(), input.table.clone(), named), load).await {
             Ok((schema, batches)) => {
                 let rows = batches.iter().map(RecordBatch::num_rows).sum::<usize>() as u64;
                 let local = inside(shard.rows.unwrap_or(RowRange { start: 0, end: rows }));
@@ -99,7 +104,7 @@ impl TaskInputs {
             }
             Err(Unkept::Large(table)) => {
                 let held = shard.rows.unwrap_or(RowRange { start: 0, end: table.rows });
-                self.store.read_table(&table, inside(held)).await.map_err(from_store)
+                self.store.read_columns(&table, inside(held), columns).await.map_err(from_store)
             }
             Err(Unkept::Failed(error)) => Err(error),
         }
@@ -123,6 +128,14 @@ impl TaskInputs {
             ))
         })
     }
+}
+
+/// What a task wants of an input.
+#[derive(Clone, Copy)]
+struct Cut<'a> {
+    /// All with `None`.
+    rows: Option<RowRange>,
+    columns: Columns<'a>,
 }
 
 /// Why a table is not in memory.
@@ -157,13 +170,13 @@ impl InputReader for TaskInputs {
         self.inputs.iter().any(|i| i.port == port)
     }
 
-    fn table(&self, port: &str) -> Result<RecordBatch, StageError> {
+    fn table(&self, port: &str, columns: Columns<'_>) -> Result<RecordBatch, StageError> {
         let found = self.inputs.iter().find(|i| i.port == port);
-        self.read(found.ok_or_else(|| StageError::Invalid(format!("the stage has no input {port}")))?)
+        self.read(found.ok_or_else(|| StageError::Invalid(format!("the stage has no input {port}")))?, columns)
     }
 
-    fn tables(&self, port: &str) -> Result<Vec<(String, RecordBatch)>, StageError> {
+    fn tables(&self, port: &str, columns: Columns<'_>) -> Result<Vec<(String, RecordBatch)>, StageError> {
         let found = self.inputs.iter().filter(|i| i.port == port);
-        found.map(|input| Ok((input.stage.0.clone(), self.read(input)?))).collect()
+        found.map(|input| Ok((input.stage.0.clone(), self.read(input, columns)?))).collect()
     }
 }

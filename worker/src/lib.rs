@@ -9,6 +9,7 @@ mod input;
 mod log;
 mod member;
 mod output;
+mod peak;
 mod tables;
 mod task;
 

@@ -17,8 +17,8 @@ use tokio::sync::OnceCell;
 /// A table of one artifact: schema and rows.
 pub(crate) type Decoded = (SchemaRef, Vec<RecordBatch>);
 
-/// An artifact's key, and the table's name.
-type Name = (Key, String);
+/// An artifact's key, the table's name, and the columns; all with `None`.
+type Name = (Key, String, Option<Vec<String>>);
 
 /// What an entry counts beside its rows.
 const ENTRY_BYTES: usize = 1024;
@@ -63,11 +63,9 @@ impl TableCache {
     /// The table, loaded by `load` unless it is here. Whoever asks for it meanwhile waits for the same load.
     pub(crate) async fn get<E>(
         &self,
-        key: &Key,
-        table: &str,
+        name: Name,
         load: impl Future<Output = Result<Decoded, E>>,
     ) -> Result<Decoded, E> {
-        let name = (key.clone(), table.to_owned());
         let cell = self.lock().touch(&name);
         let loaded = cell.get_or_try_init(|| load).await;
         let mut held = self.lock();
@@ -143,8 +141,8 @@ mod tests {
         (batch.schema(), vec![batch])
     }
 
-    fn key(n: u32) -> Key {
-        Key(format!("{n:064x}"))
+    fn name(n: u32) -> Name {
+        (Key(format!("{n:064x}")), "rows".to_owned(), None)
     }
 
     /// Asks for a table of 100 rows and tells whether it was loaded.
@@ -154,7 +152,7 @@ mod tests {
             loads.fetch_add(1, Ordering::Relaxed);
             Ok::<_, ()>(table(100))
         };
-        assert_eq!(cache.get(&key(n), "rows", load).await.unwrap().1[0].num_rows(), 100);
+        assert_eq!(cache.get(name(n), load).await.unwrap().1[0].num_rows(), 100);
         loads.load(Ordering::Relaxed) == 1
     }
 
@@ -180,9 +178,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn some_columns_are_not_taken_for_others() {
+        let cache = TableCache::new(1 << 20);
+        for columns in [None, Some(vec![]), Some(vec!["row".to_owned()])] {
+            let loads = AtomicU32::new(0);
+            for _ in 0..2 {
+                let load = async {
+                    loads.fetch_add(1, Ordering::Relaxed);
+                    Ok::<_, ()>(table(1))
+                };
+                cache.get((name(1).0, name(1).1, columns.clone()), load).await.unwrap();
+            }
+            assert_eq!(loads.load(Ordering::Relaxed), 1, "{columns:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_load_that_failed_is_tried_again() {
         let cache = TableCache::new(1 << 20);
-        let failed = cache.get(&key(1), "rows", async { Err::<Decoded, _>("no answer") }).await;
+        let failed = cache.get(name(1), async { Err::<Decoded, _>("no answer") }).await;
         assert_eq!(failed.unwrap_err(), "no answer");
         assert!(ask(&cache, 1).await && !ask(&cache, 1).await);
     }

@@ -1,6 +1,9 @@
 //! One attempt, from the offer to the last report.
 
-use crate::{Worker, board::Entry, checkpoint::TaskCheckpoints, input::TaskInputs, log::TaskLog, output::TaskOutput};
+use crate::{
+    Worker, board::Entry, checkpoint::TaskCheckpoints, input::TaskInputs, log::TaskLog, output::TaskOutput,
+    peak::AtWork,
+};
 use rallrec_core::{
     ids::{TimeMs, WorkerId},
     models::PinnedModel,
@@ -8,7 +11,9 @@ use rallrec_core::{
     task::{FailureClass, MemoryMb, Outcome, Progress, TaskOffer, TaskReport},
 };
 use rallrec_queue::QueueError;
-use rallrec_stages::{Cancel, Model, ModelSource, ProgressSink, RemoteSource, StageContext, StageError, stage};
+use rallrec_stages::{
+    Cancel, Model, ModelSource, OutputWriter, ProgressSink, RemoteSource, StageContext, StageError, stage,
+};
 use rallrec_store::{Committed, StoreError};
 use std::{
     any::Any,
@@ -109,6 +114,7 @@ fn attempt(
     cancel: &Cancel,
 ) -> Result<Committed, StageError> {
     let started = Instant::now();
+    let at_work = AtWork::begin(matches!(offer.model, Some(PinnedModel::Local { .. })));
     let params = StageParams::from_json(offer.kind, offer.params.clone())
         .map_err(|e| StageError::Invalid(format!("parameters of a {} stage from another version: {e}", offer.kind)))?;
     let path = |source: Option<&rallrec_core::plan::PinnedSource>| match source {
@@ -134,6 +140,7 @@ fn attempt(
     let ran = catch_unwind(AssertUnwindSafe(|| stage(params).run(&context, &inputs, &mut output)));
     let failed = match ran {
         Ok(Ok(())) => {
+            measure(worker, &offer, &at_work, &mut output);
             let committed = output.commit(started.elapsed().as_secs_f64(), now())?;
             checkpoints.clear();
             return Ok(committed);
@@ -143,6 +150,15 @@ fn attempt(
     };
     output.discard();
     Err(failed)
+}
+
+/// Puts into the manifest what a task with a model took of memory, where that can be known.
+fn measure(worker: &Worker, offer: &TaskOffer, at_work: &AtWork, output: &mut TaskOutput) {
+    let Some(PinnedModel::Local { files, .. }) = &offer.model else { return };
+    let models = worker.models.digests();
+    for (name, mb) in at_work.metrics(models.as_deref(), &files.digest, worker.memory.gpu > 0) {
+        output.metric(name, mb);
+    }
 }
 
 /// A task's model as its stage is given it; files that it has are at `path`.

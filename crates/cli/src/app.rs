@@ -2,12 +2,13 @@
 
 use crate::{
     args::{Cli, ClusterArgs, Command, ContextAction, Global, PipelineArgs},
-    artifacts, cluster,
-    console::{Console, LogWriter},
+    artifacts, cluster, compare,
+    console::{Console, LogWriter, counted},
     data, doctor, explain,
     failure::{DONE, Failure},
     gc,
     home::Home,
+    learned,
     load::{self, Absent},
     plan_view, report,
     run::{self, Place},
@@ -17,7 +18,7 @@ use crate::{
     stores::to_read as open,
 };
 use clap::{CommandFactory, Parser};
-use rallrec_core::plan::Plan;
+use rallrec_core::plan::{Pins, Plan};
 use rallrec_store::{BucketSettings, Store};
 use rallrec_worker::TaskLogs;
 use std::{path::PathBuf, process::ExitCode};
@@ -48,8 +49,12 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Run(args) => runtime()?.block_on(run::run(&place, &args, console)),
         Command::Validate { pipelines, set } => validate(&place.sources, &pipelines, &set, console),
         Command::Plan { pipeline, json } => {
-            let plan = plan(&place, &pipeline, console)?;
-            runtime()?.block_on(async { plan_view::show(&open(&place).await?, &plan, json, console).await })
+            let (mut plan, pins) = plan(&place, &pipeline, console)?;
+            runtime()?.block_on(async {
+                let store = open(&place).await?;
+                learned::learn(&store, &mut plan, &pins.model_bytes).await;
+                plan_view::show(&store, &plan, json, console).await
+            })
         }
         Command::Explain { run, stage, against, cluster } => runtime()?.block_on(async {
             explain::show(&archive(&place, &cluster).await?, &run, &stage, against.as_deref(), console).await
@@ -68,6 +73,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Artifacts { run, stage, json, cluster } => runtime()?.block_on(async {
             artifacts::show(&archive(&place, &cluster).await?, &run, stage.as_deref(), json, console).await
         }),
+        Command::Compare(args) => runtime()?.block_on(compare::compare(archive(&place, &args.cluster), &args, console)),
         Command::Logs(args) => runtime()?.block_on(cluster::logs(&place, &args, console)),
         Command::Schema => {
             let schema = rallrec_core::schema::json_schema();
@@ -79,7 +85,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
         Command::Coordinator { config } => runtime()?.block_on(cluster::coordinator(&place, &config, console)),
         Command::Worker { config } => runtime()?.block_on(cluster::worker(&place, &config, console)),
         Command::Submit(args) => runtime()?.block_on(cluster::submit(&place, &args, console)),
-        Command::Status(args) => runtime()?.block_on(cluster::status(&args, console)),
+        Command::Status { run, cluster: args } => runtime()?.block_on(cluster::status(&args, run.as_deref(), console)),
         Command::Watch { run, json, cluster: args } => runtime()?.block_on(cluster::watch(&args, &run, json, console)),
         Command::Cancel { run, cluster: args } => runtime()?.block_on(cluster::cancel(&args, &run, console)),
         Command::Retry { run, failed: _, cluster: args } => runtime()?.block_on(cluster::retry(&args, &run, console)),
@@ -123,7 +129,9 @@ fn validate(sources: &Sources, pipelines: &[PathBuf], set: &[String], console: &
             Ok(pipeline)
         });
         match checked {
-            Ok(pipeline) => console.print(&format!("{}: ok, {} stages", path.display(), pipeline.stages.len())),
+            Ok(pipeline) => {
+                console.print(&format!("{}: ok, {}", path.display(), counted(pipeline.stages.len() as u64, "stage")));
+            }
             Err(failure @ Failure::Unreachable(_)) => return Err(failure),
             Err(Failure::Invalid(text)) => {
                 refused.extend(text.lines().map(|line| format!("{}: error: {line}", path.display())));
@@ -135,13 +143,14 @@ fn validate(sources: &Sources, pipelines: &[PathBuf], set: &[String], console: &
 }
 
 /// Compiles and pins without pulling anything: planning has no effects.
-fn plan(place: &Place, args: &PipelineArgs, console: &Console) -> Result<Plan, Failure> {
+fn plan(place: &Place, args: &PipelineArgs, console: &Console) -> Result<(Plan, Pins), Failure> {
     let pipeline = load::pipeline(&args.pipeline, &args.set, console)?;
     for name in load::absent(&pipeline, &place.sources)? {
         console.note(&format!("source `{name}` is not here yet; `run` pulls it"));
     }
     let pinned = load::pin_shown(&pipeline, &args.pipeline, &place.home, &place.sources, Absent::Expect, console)?;
-    Plan::new(&pipeline, &pinned.pins).map_err(|e| Failure::Invalid(e.to_string()))
+    let plan = Plan::new(&pipeline, &pinned.pins).map_err(|e| Failure::Invalid(e.to_string()))?;
+    Ok((plan, pinned.pins))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

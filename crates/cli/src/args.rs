@@ -7,9 +7,10 @@ use std::path::PathBuf;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    a stage failed
+  1    a stage failed; of compare: the run is worse than its baseline
   2    invalid input: a pipeline, an option, or a file of the wrong content
   3    a file or service that is needed cannot be reached
+  4    of compare: too few samples to tell
   130  interrupted; the run can be resumed
 
 Start with: rallrec doctor, then rallrec run pipelines/quickstart.yaml";
@@ -99,6 +100,8 @@ pub enum Command {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
+    /// Say whether a run is worse than a baseline, by a gate file: for nightly re-evaluations
+    Compare(CompareArgs),
     /// List what a run's tasks made: keys, rows, bytes
     Artifacts {
         /// The run: an id, the beginning of one, or `last`
@@ -148,8 +151,14 @@ pub enum Command {
     },
     /// Hand a pipeline to a cluster; an unfinished run of the same plan goes on
     Submit(SubmitArgs),
-    /// List a cluster's runs
-    Status(ClusterArgs),
+    /// List a cluster's runs, or show one
+    Status {
+        /// The run: an id, the beginning of one, or `last`; all without it
+        run: Option<String>,
+        /// The cluster
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
     /// Show a cluster's run until it ends, and end as it does
     Watch {
         /// The run: an id, the beginning of one, or `last`
@@ -253,6 +262,32 @@ pub struct ClusterArgs {
     /// File with the token [env: RALLREC_TOKEN_FILE; RALLREC_TOKEN is the token itself]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+}
+
+/// Arguments of `compare`.
+#[derive(Clone, Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["baseline", "save"]))]
+pub struct CompareArgs {
+    /// The run: an id, the beginning of one, or `last`
+    pub run: String,
+    /// What to compare it with: a run, or a file that --save has written
+    #[arg(long, value_name = "RUN|FILE", requires = "gate")]
+    pub baseline: Option<String>,
+    /// What may pass, a YAML file: docs/compare.md
+    #[arg(long, value_name = "FILE", requires = "baseline")]
+    pub gate: Option<PathBuf>,
+    /// Keep the run as a baseline: what its systems predicted, as one Parquet file
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// How to print it
+    #[arg(long, default_value = "table", requires = "baseline")]
+    pub format: CompareFormat,
+    /// Write JUnit XML there as well, for CI systems
+    #[arg(long, value_name = "FILE", requires = "baseline")]
+    pub junit: Option<PathBuf>,
+    /// The cluster, if not this machine's store is meant
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Arguments of `logs`.
@@ -365,6 +400,17 @@ pub enum SourceAction {
         #[arg(long)]
         verify: bool,
     },
+}
+
+/// How a comparison is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompareFormat {
+    /// Lines for a terminal.
+    Table,
+    /// Markdown, for a pull request.
+    Md,
+    /// JSON.
+    Json,
 }
 
 /// How a report is printed.

@@ -16,6 +16,12 @@ pub enum Failure {
     /// A pipeline was refused. The text is its diagnostics, each with its own `FILE:LINE:COL: error:`.
     #[error("{0}")]
     Pipeline(String),
+    /// A run is worse than its baseline.
+    #[error("{0}")]
+    Regression(String),
+    /// Nothing is shown, and a run may be worse than its baseline all the same.
+    #[error("{0}")]
+    TooFew(String),
     /// Something else that the user gave is wrong.
     #[error("{0}")]
     Invalid(String),
@@ -39,9 +45,10 @@ impl Failure {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Stage(_) | Self::Other(_) => 1,
+            Self::Stage(_) | Self::Regression(_) | Self::Other(_) => 1,
             Self::Pipeline(_) | Self::Invalid(_) => 2,
             Self::Unreachable(_) => 3,
+            Self::TooFew(_) => 4,
             Self::Interrupted { .. } => 130,
         }
     }
@@ -74,10 +81,12 @@ mod tests {
         let run = RunId("r".into());
         let cases = [
             (Failure::Stage("x".into()), 1),
+            (Failure::Regression("x".into()), 1),
             (Failure::Other(anyhow::anyhow!("x")), 1),
             (Failure::Pipeline("x".into()), 2),
             (Failure::Invalid("x".into()), 2),
             (Failure::Unreachable("x".into()), 3),
+            (Failure::TooFew("x".into()), 4),
             (Failure::Interrupted { run, resume: "rallrec run p.yaml".into() }, 130),
         ];
         for (failure, code) in cases {

@@ -1,7 +1,7 @@
 //! `plan`: the stages as a tree, what each would reuse, and why the rest would not.
 
 use crate::{
-    console::{Console, Mark, marked, thousands},
+    console::{Console, Mark, counted, marked, thousands},
     failure::Failure,
     history,
     preview::{StagePreview, preview},
@@ -9,7 +9,7 @@ use crate::{
 };
 use rallrec_core::{
     ids::RunId,
-    plan::{Plan, why_changed},
+    plan::{Plan, Resources, why_changed},
 };
 use rallrec_store::Store;
 use serde::Serialize;
@@ -25,8 +25,61 @@ struct StageLine {
     /// Its named limits: tasks that are handed out at once, of all stages that name one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     limits: BTreeMap<String, u32>,
+    /// What its tasks are thought to need of memory.
+    memory: Memory,
     /// Why it is not reused as a whole; empty when it is.
     why: Vec<String>,
+}
+
+/// What a task is thought to need, and who says so: `pipeline`, `default`, `model files`, or the run that measured it.
+#[derive(Debug, Serialize)]
+struct Memory {
+    host_mb: u64,
+    host_by: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_mb: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_by: Option<String>,
+}
+
+impl Memory {
+    fn of(resources: &Resources) -> Self {
+        let run = |run: &Option<RunId>| run.as_ref().map(|run| format!("run {run}"));
+        let (host_mb, host_by) = match resources.host_estimate_mb {
+            // What is thought of every stage is the least.
+            Some(mb) if mb > resources.memory_mb => (mb, run(&resources.host_measured_in)),
+            _ => (resources.memory_mb, resources.memory_written.then(|| "pipeline".to_owned())),
+        };
+        let estimated_by = || run(&resources.gpu_measured_in).unwrap_or_else(|| "model files".to_owned());
+        Self {
+            host_mb,
+            host_by: host_by.unwrap_or_else(|| "default".to_owned()),
+            gpu_mb: resources.gpu_memory_mb.or(resources.gpu_estimate_mb),
+            gpu_by: match (resources.gpu_memory_mb, resources.gpu_estimate_mb) {
+                (Some(_), _) => Some("pipeline".to_owned()),
+                (None, Some(_)) => Some(estimated_by()),
+                (None, None) => None,
+            },
+        }
+    }
+
+    /// `  (needs 18.0 GiB as in run R, 3.2 GiB of an accelerator by its model's files)`; what somebody wrote needs no words.
+    fn text(&self, color: bool) -> String {
+        let by = |by: &str| match by {
+            "pipeline" | "default" => None,
+            "model files" => Some("by its model's files".to_owned()),
+            run => Some(format!("as in {run}")),
+        };
+        let gib = |mb: u64| format!("{:.1} GiB", mb as f64 / 1024.0);
+        let host = by(&self.host_by).map(|by| format!("{} {by}", gib(self.host_mb)));
+        let gpu = self.gpu_mb.zip(self.gpu_by.as_deref().and_then(by));
+        let gpu = gpu.map(|(mb, by)| format!("{} of an accelerator {by}", gib(mb)));
+        let needs: Vec<String> = host.into_iter().chain(gpu).collect();
+        if needs.is_empty() {
+            return String::new();
+        }
+        marked(color, Mark::Dim, &format!("  (needs {})", needs.join(", ")))
+    }
 }
 
 /// The whole answer, as `plan --json` prints it.
@@ -87,7 +140,8 @@ fn lines(plan: &Plan, previews: Vec<StagePreview>, earlier: Option<&(RunId, Plan
                     changes => changes.iter().map(ToString::to_string).collect(),
                 },
             };
-            StageLine { preview, needs, limits: stage.resources.limits.clone(), why }
+            let (limits, memory) = (stage.resources.limits.clone(), Memory::of(&stage.resources));
+            StageLine { preview, needs, limits, memory, why }
         })
         .collect()
 }
@@ -110,12 +164,13 @@ fn text(plan: &Plan, lines: &PlanLines<'_>, color: bool) -> Vec<String> {
             marked(color, Mark::Dim, &format!("  (also needs {})", also.join(", ")))
         };
         out.push(format!(
-            "{}{}{pad}{:<9} {}{also}{}",
+            "{}{}{pad}{:<9} {}{also}{}{}",
             line.lead,
             stage.name,
             stage.kind.to_string(),
             state(&info.preview, color),
-            limits(&info.limits, color)
+            limits(&info.limits, color),
+            if info.preview.is_complete() { String::new() } else { info.memory.text(color) }
         ));
         // A reason that holds for a whole branch is said once, at its top.
         if !info.why.is_empty() && said != Some(&info.why) {
@@ -141,20 +196,23 @@ fn headline(lines: &PlanLines<'_>) -> String {
     let known: u64 = lines.stages.iter().filter_map(|s| s.preview.tasks).sum();
     let reused: u64 = lines.stages.iter().map(|s| s.preview.reused).sum();
     let open = lines.stages.iter().filter(|s| s.preview.tasks.is_none()).count();
-    let later =
-        if open == 0 { String::new() } else { format!(", and those of {open} stages whose input is not there yet") };
+    let later = match open {
+        0 => String::new(),
+        1 => ", and those of a stage whose input is not there yet".to_owned(),
+        open => format!(", and those of {open} stages whose input is not there yet"),
+    };
     format!(
-        "{}: {} stages, {} tasks{later}; {} reused, {} to run",
+        "{}: {}, {}{later}; {} reused, {} to run",
         lines.pipeline,
-        lines.stages.len(),
-        thousands(known),
+        counted(lines.stages.len() as u64, "stage"),
+        counted(known, "task"),
         thousands(reused),
         thousands(known - reused)
     )
 }
 
 fn state(preview: &StagePreview, color: bool) -> String {
-    let count = |n: u64| if n == 1 { "1 task".to_owned() } else { format!("{} tasks", thousands(n)) };
+    let count = |n: u64| counted(n, "task");
     match preview.tasks {
         None => format!("{:<12} {}", "? tasks", marked(color, Mark::Yellow, "known when its input is there")),
         Some(n) if n == preview.reused => format!("{:<12} {}", count(n), marked(color, Mark::Green, "reused")),
@@ -214,6 +272,41 @@ stages:
                 "      why: needs.interactions, needs.items, needs.users changed because dataset: with.like_above: 4.0 -> 3.0",
             ]
         );
+    }
+
+    #[test]
+    fn it_is_said_where_an_estimate_comes_from() {
+        let mut resources = Resources::new("cpu", 2048);
+        let text = |resources: &Resources| Memory::of(resources).text(false);
+        assert_eq!(text(&resources), "");
+        resources.gpu_estimate_mb = Some(3328);
+        assert_eq!(text(&resources), "  (needs 3.2 GiB of an accelerator by its model's files)");
+        resources.host_estimate_mb = Some(18 << 10);
+        (resources.host_measured_in, resources.gpu_measured_in) = (Some(RunId("r1".into())), Some(RunId("r1".into())));
+        assert_eq!(text(&resources), "  (needs 18.0 GiB as in run r1, 3.2 GiB of an accelerator as in run r1)");
+        resources.gpu_memory_mb = Some(20 << 10);
+        assert_eq!(text(&resources), "  (needs 18.0 GiB as in run r1)", "what is written needs no words");
+        assert_eq!(Memory::of(&resources).gpu_mb, Some(20 << 10));
+    }
+
+    #[test]
+    fn one_is_one() {
+        let lines = |tasks| {
+            let preview = StagePreview {
+                stage: "a".into(),
+                kind: "rows".into(),
+                row_key: "k".into(),
+                rows: None,
+                tasks,
+                reused: 0,
+            };
+            let memory = Memory::of(&Resources::new("cpu", 1));
+            let stage = StageLine { preview, needs: vec![], limits: BTreeMap::new(), memory, why: vec![] };
+            headline(&PlanLines { pipeline: "p", compared_with: None, stages: vec![stage] })
+        };
+        assert_eq!(lines(Some(1)), "p: 1 stage, 1 task; 0 reused, 1 to run");
+        let open = "p: 1 stage, 0 tasks, and those of a stage whose input is not there yet; 0 reused, 0 to run";
+        assert_eq!(lines(None), open);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 use crate::{
     args::RunArgs,
     clock,
-    console::{Console, thousands},
+    console::{Console, counted, thousands},
     embedded::{POOL, Session, locked},
     failure::Failure,
     history::{self, PLAN_FILE},
@@ -60,7 +60,8 @@ pub async fn run(place: &Place, args: &RunArgs, console: &Console) -> Result<(),
     let store = stores::to_work_in(place).await?;
     let chosen = choose_in_peace(&store, &RunLocks::new(&place.home), &plan, args.new).await?;
     let verb = if chosen.resumed { "resuming run" } else { "run" };
-    console.note(&format!("{verb} {} of {}, {} stages", chosen.run, plan.pipeline, plan.stages.len()));
+    let stages = counted(plan.stages.len() as u64, "stage");
+    console.note(&format!("{verb} {} of {}, {stages}", chosen.run, plan.pipeline));
     let view = Arc::new(Mutex::new(RunView::new(&plan, args.json, console)));
     let session = Session { store, plan: Arc::new(plan), run: chosen.run.clone(), slots: slots(args.slots) };
     let ended = session.drive(device, pinned.places, &view, console).await;

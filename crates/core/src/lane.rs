@@ -81,13 +81,14 @@ impl Lane {
             Some(PinnedModel::Local { files, .. }) => Some(model_name(&files.digest)),
             Some(PinnedModel::Remote { .. }) | None => None,
         };
-        let Resources { pool, memory_mb, gpu_memory_mb, gpu_estimate_mb, .. } = &stage.resources;
-        let room = |gpu_mb: Option<u64>| Room::of_mb(*memory_mb, gpu_mb.unwrap_or(0));
+        let Resources { pool, memory_mb, gpu_memory_mb, gpu_estimate_mb, host_estimate_mb, .. } = &stage.resources;
+        let room = |host_mb: u64, gpu_mb: Option<u64>| Room::of_mb(host_mb, gpu_mb.unwrap_or(0));
+        let host_estimate_mb = host_estimate_mb.map_or(*memory_mb, |estimate| estimate.max(*memory_mb));
         Self {
             pool: pool.clone(),
             model,
-            least: room(*gpu_memory_mb),
-            wanted: room(gpu_memory_mb.or(*gpu_estimate_mb)),
+            least: room(*memory_mb, *gpu_memory_mb),
+            wanted: room(host_estimate_mb, gpu_memory_mb.or(*gpu_estimate_mb)),
         }
     }
 

@@ -439,6 +439,12 @@ choice! {
     CtrModel {
         /// DeepFM (arXiv 1703.04247).
         DeepFm = "deepfm",
+        /// xDeepFM (arXiv 1803.05170).
+        XDeepFm = "xdeepfm",
+        /// Deep & Cross Network (arXiv 1708.05123).
+        Dcn = "dcn",
+        /// AutoInt (arXiv 1810.11921).
+        AutoInt = "autoint",
     }
 }
 params! {
@@ -448,8 +454,18 @@ params! {
         model: CtrModel = CtrModel::DeepFm, Keyed;
         /// Dimension of each field's embedding.
         embedding_dim: u32 = 16u32, Keyed, 1 ..= 1024;
-        /// Widths of the deep part's layers.
+        /// Widths of the deep part's layers; not of `autoint`, which has none.
         hidden: Vec<u32> = vec![256u32, 128u32], Keyed, 1 ..= 65536;
+        /// Feature maps of each interaction layer of `xdeepfm`.
+        cin: Vec<u32> = vec![16u32, 16u32], Keyed, 1 ..= 4096;
+        /// Cross layers of `dcn`.
+        cross_layers: u32 = 3u32, Keyed, 1 ..= 64;
+        /// Attention layers of `autoint`.
+        attention_layers: u32 = 3u32, Keyed, 1 ..= 64;
+        /// Heads of each of them.
+        heads: u32 = 2u32, Keyed, 1 ..= 64;
+        /// Numbers of a field in each head.
+        attention_dim: u32 = 32u32, Keyed, 1 ..= 4096;
         /// Fraction of the deep part's units dropped in training.
         dropout: f64 = 0.0, Keyed, 0 ..= 0.95;
         /// Adam's learning rate.

@@ -19,13 +19,15 @@
 
 mod build;
 mod explain;
+mod learn;
 
 pub(crate) use build::topological;
 pub use build::{Pins, PlanError};
 pub use explain::{FieldChange, why_changed};
+pub use learn::{GPU_HELD, HOST_PEAK, Measured};
 
 use crate::{
-    ids::{RowRange, StageName},
+    ids::{RowRange, RunId, StageName},
     key::{Key, KeyFields},
     kind::{Mode, StageKind},
     models::PinnedModel,
@@ -66,6 +68,9 @@ pub struct Resources {
     pub pool: String,
     /// Host memory, in MiB.
     pub memory_mb: u64,
+    /// Whether the pipeline says so; else it is what every stage is thought to need.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub memory_written: bool,
     /// Memory of the accelerator, in MiB; `None` where the pipeline does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_memory_mb: Option<u64>,
@@ -73,6 +78,15 @@ pub struct Resources {
     /// demand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_estimate_mb: Option<u64>,
+    /// What tasks of an earlier run took of the host, where the pipeline does not say. A wish, not a demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_estimate_mb: Option<u64>,
+    /// The run whose tasks measured it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_measured_in: Option<RunId>,
+    /// The run whose tasks measured `gpu_estimate_mb`; `None` where it follows from the model's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_measured_in: Option<RunId>,
     /// Named limits: of each, how many tasks of stages that name it are handed out at once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, u32>,
@@ -81,7 +95,17 @@ pub struct Resources {
 impl Resources {
     /// A pool, and memory of the host in MiB.
     pub fn new(pool: impl Into<String>, memory_mb: u64) -> Self {
-        Self { pool: pool.into(), memory_mb, gpu_memory_mb: None, gpu_estimate_mb: None, limits: BTreeMap::new() }
+        Self {
+            pool: pool.into(),
+            memory_mb,
+            memory_written: false,
+            gpu_memory_mb: None,
+            gpu_estimate_mb: None,
+            host_estimate_mb: None,
+            host_measured_in: None,
+            gpu_measured_in: None,
+            limits: BTreeMap::new(),
+        }
     }
 }
 

@@ -6,9 +6,10 @@
 //!
 //! The way of a file: `node` (text to a tree with places), `syntax` and `recover` (tell a syntax error and go on), `values` (scalars,
 //! `${…}`, types, ranges), `lower`, `models` and `stage` (keys), `rules` (what fields mean together), `graph` (references
-//! between stages). All of them report to one `diagnostics` collector and go on.
+//! between stages). All of them report to one `diagnostics` collector and go on. [`gate`] reads the gate files of `compare` by the same means.
 
 mod diagnostics;
+pub mod gate;
 mod graph;
 mod lower;
 mod mapping;

@@ -2,23 +2,24 @@
 //!
 //! Fields are user, gender, age, job, zip, item, first genre and year. The title of the paper's nine fields is left
 //! out: it names the item one to one, so its embedding adds nothing that the item's cannot hold. Histories are not a
-//! field. Models live in submodules; DeepFM is the first.
+//! field. A submodule for each model; what they share is in `network`.
 
+mod autoint;
+mod dcn;
 mod deepfm;
 mod features;
+mod network;
+mod xdeepfm;
 
-pub use deepfm::{DeepFm, DeepFmWeights};
 pub use features::{FIELDS, FeatureSpace, FieldSource, SampleColumns};
+pub use network::{CtrNetwork, Matrix, initial};
 
 use crate::{
     draw, metrics,
     training::{OnProgress, TrainError, TrainProgress},
 };
 use burn::tensor::Device;
-use rallrec_core::{
-    params::{CtrModel, CtrParams},
-    rng::row_rng,
-};
+use rallrec_core::{params::CtrParams, rng::row_rng};
 
 /// Encoded samples: feature numbers [samples, fields], row after row, and one label a sample (1 like, 0 not).
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +33,7 @@ pub struct Encoded<'a> {
 /// A trained model and how it got there.
 pub struct CtrTraining {
     /// The model with the best epoch's weights.
-    pub model: DeepFm,
+    pub model: CtrNetwork,
     /// Mean training loss of each epoch.
     pub losses: Vec<f64>,
     /// Validation AUC after each epoch; 0.5 where it is not defined.
@@ -62,8 +63,7 @@ pub fn train(
         let reason = "there are no training samples; lower min_history or the other splits' fractions".to_owned();
         return Err(TrainError::Empty { model: "CTR model", reason });
     }
-    let CtrModel::DeepFm = params.model;
-    let mut model = DeepFm::new(DeepFmWeights::initial(space.len(), params, seed), params, device);
+    let mut model = CtrNetwork::new(initial(space.len(), params, seed), params, device);
     let (mut losses, mut valid_auc) = (Vec::new(), Vec::new());
     let (mut best_epoch, mut best_weights) = (0, model.weights());
     for epoch in 1..=params.max_epochs {
@@ -93,7 +93,7 @@ pub fn train(
 
 /// One pass over the samples in an order drawn for the epoch; gives the mean loss.
 fn train_epoch(
-    model: &mut DeepFm,
+    model: &mut CtrNetwork,
     samples: Encoded<'_>,
     params: &CtrParams,
     (seed, epoch): (u64, u32),

@@ -6,6 +6,7 @@
 //! [`rallrec_core::rng::row_rng`].
 
 pub mod align;
+pub mod compare;
 pub mod ctr;
 pub mod dataset;
 pub mod draw;

@@ -1,7 +1,7 @@
 //! AUC, log loss and accuracy with percentile bootstrap intervals.
 //!
 //! Definitions are scikit-learn's (`roc_auc_score`, `log_loss`, `accuracy_score`), and a fixture made with it holds
-//! them to 1e-12. Comparisons between systems (paired tests) are not made here.
+//! them to 1e-12. Comparisons (paired tests) are [`crate::compare`]'s.
 
 use crate::draw::below;
 use rallrec_core::{params::EvaluateParams, rng::row_rng};
@@ -148,18 +148,18 @@ struct Row {
 }
 
 /// The predicted rows, sorted once by p: every resampling then is one pass with counts.
-struct Scored {
+pub(crate) struct Scored {
     order: Vec<Row>,
 }
 
-struct Values {
-    auc: Option<f64>,
-    log_loss: Option<f64>,
-    accuracy: Option<f64>,
+pub(crate) struct Values {
+    pub(crate) auc: Option<f64>,
+    pub(crate) log_loss: Option<f64>,
+    pub(crate) accuracy: Option<f64>,
 }
 
 impl Scored {
-    fn new(labels: &[i8], p: &[Option<f32>]) -> Result<Self, MetricsError> {
+    pub(crate) fn new(labels: &[i8], p: &[Option<f32>]) -> Result<Self, MetricsError> {
         if labels.len() != p.len() {
             return Err(MetricsError::Columns { labels: labels.len(), predictions: p.len() });
         }
@@ -184,7 +184,7 @@ impl Scored {
     }
 
     /// The metrics when row i is there `count(i)` times.
-    fn values(&self, count: impl Fn(usize) -> u32) -> Values {
+    pub(crate) fn values(&self, count: impl Fn(usize) -> u32) -> Values {
         let (mut likes, mut dislikes, mut correct, mut loss) = (0_u64, 0_u64, 0_u64, 0.0_f64);
         // Twice the number of (like, dislike) pairs in the right order, ties once: whole numbers, so exact.
         let mut twice_ordered = 0_u128;
@@ -232,7 +232,7 @@ fn draw_counts(counts: &mut [u32], seed: u64, resampling: u32) {
 }
 
 /// Quantile of sorted values, linearly interpolated between order statistics.
-fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+pub(crate) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let place = q * sorted.len().checked_sub(1)? as f64;
     let (below, above) = (sorted.get(place.floor() as usize)?, sorted.get(place.ceil() as usize)?);
     Some(below + (above - below) * place.fract())

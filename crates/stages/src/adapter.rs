@@ -1,7 +1,7 @@
 //! Low-rank adapters as tables: one row a file of PEFT's format.
 
 use crate::{
-    InputReader, Model, OutputWriter, StageContext, StageError,
+    Columns, InputReader, Model, OutputWriter, StageContext, StageError,
     columns::{Table, TableBuilder},
     language::{self, Language},
 };
@@ -30,7 +30,7 @@ pub(crate) fn model(context: &StageContext<'_>, inputs: &dyn InputReader) -> Res
         let what = "input adapter: a model behind a server takes none; let the server load it and name that model";
         return Err(StageError::Invalid(what.into()));
     };
-    let batch = inputs.table("adapter")?;
+    let batch = inputs.table("adapter", Columns::Only(&["file", "content"]))?;
     let table = Table::new("adapter", &batch);
     let files: Vec<(&str, &[u8])> = table.text("file")?.into_iter().zip(table.binary("content")?).collect();
     let file = |name: &str| {

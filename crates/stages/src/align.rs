@@ -1,7 +1,7 @@
 //! `align`: text embeddings mapped onto collaborative ones (eq. 5, 6).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
     predictions::same_rows,
     training,
@@ -16,7 +16,8 @@ impl Stage for AlignParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let (text, collaborative) = (inputs.table("text")?, inputs.table("collaborative")?);
+        let text = inputs.table("text", Columns::Only(&["item", "e_text"]))?;
+        let collaborative = inputs.table("collaborative", Columns::Only(&["item", "embedding"]))?;
         let (text, collaborative) = (Table::new("text", &text), Table::new("collaborative", &collaborative));
         let item = text.i32("item")?;
         same_rows("item", ("text", item), ("collaborative", collaborative.i32("item")?))?;

@@ -21,17 +21,27 @@ pub trait InputReader: Send {
     /// Whether the input was given.
     fn has(&self, port: &str) -> bool;
 
-    /// A table as one batch: of a `Drive` or `Aligned` input the task's own rows, of a `Whole` input all rows.
+    /// A table as one batch: of a `Drive` or `Aligned` input the task's own rows, of a `Whole` input all rows. It has the
+    /// columns that are asked for, as far as the table has them, and no others; its metadata in any case.
     ///
     /// # Errors
     /// When the input is not there, or cannot be read or verified.
-    fn table(&self, port: &str) -> Result<RecordBatch, StageError>;
+    fn table(&self, port: &str, columns: Columns<'_>) -> Result<RecordBatch, StageError>;
 
     /// Every table of an input that takes a list, with the name of the stage that made it, in the pipeline's order.
     ///
     /// # Errors
     /// As [`Self::table`].
-    fn tables(&self, port: &str) -> Result<Vec<(String, RecordBatch)>, StageError>;
+    fn tables(&self, port: &str, columns: Columns<'_>) -> Result<Vec<(String, RecordBatch)>, StageError>;
+}
+
+/// What a stage wants of an input: nothing else of it is fetched, where that is less.
+#[derive(Clone, Copy, Debug)]
+pub enum Columns<'a> {
+    /// All columns.
+    All,
+    /// Those of these names; none where only the number of rows, or the metadata, is wanted.
+    Only(&'a [&'a str]),
 }
 
 /// Takes a task's output.

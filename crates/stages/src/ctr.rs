@@ -1,7 +1,8 @@
 //! `ctr`: a click-through-rate baseline on ID and user fields (METHOD section 14).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError, columns::Table, predictions::SampleColumns, training,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError, columns::Table, predictions::SampleColumns,
+    training,
 };
 use arrow_array::RecordBatch;
 use rallrec_core::params::CtrParams;
@@ -42,7 +43,7 @@ struct Split {
 
 impl Split {
     fn read(port: &str, inputs: &dyn InputReader) -> Result<Self, StageError> {
-        let batch = inputs.table(port)?;
+        let batch = inputs.table(port, Columns::Only(&SampleColumns::NAMES))?;
         Ok(Self { samples: SampleColumns::read(&Table::new(port, &batch))?, features: Vec::new() })
     }
 
@@ -69,7 +70,8 @@ impl Split {
 
 /// A number for each value of each field that the training samples have.
 fn feature_space(inputs: &dyn InputReader, training: &SampleColumns) -> Result<FeatureSpace, StageError> {
-    let (items, users) = (inputs.table("items")?, inputs.table("users")?);
+    let items = inputs.table("items", Columns::Only(&["genre", "year"]))?;
+    let users = inputs.table("users", Columns::Only(&["gender", "age", "job", "zip"]))?;
     let text = |name: &'static str, batch: &RecordBatch, column: &str| -> Result<Vec<String>, StageError> {
         Ok(Table::new(name, batch).text(column)?.into_iter().map(str::to_owned).collect())
     };

@@ -1,7 +1,7 @@
 //! `describe`: a language model writes a description of each item (eq. 1).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
     item_text::ItemTexts,
     language::{self, Prompt, Request, RowResults},
@@ -18,7 +18,7 @@ impl Stage for DescribeParams {
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
         let model = language::model(context)?;
-        let batch = inputs.table("items")?;
+        let batch = inputs.table("items", Columns::Only(&["item", "train_ratings", "title", "genre", "year"]))?;
         let items = Table::new("items", &batch);
         let (item, ratings) = (items.i32("item")?, items.i32("train_ratings")?);
         let requests = ItemTexts::new("template", &self.template, &items)?;

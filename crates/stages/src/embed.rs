@@ -1,7 +1,7 @@
 //! `embed`: text embeddings of titles and descriptions (eq. 2, 3).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
     item_text::ItemTexts,
     language::{self, RowResults, Written},
@@ -18,11 +18,11 @@ impl Stage for EmbedParams {
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
         let model = language::model(context)?;
-        let batch = inputs.table("items")?;
+        let batch = inputs.table("items", Columns::Only(&["item", "title", "genre", "year"]))?;
         let items = Table::new("items", &batch);
         let titles = ItemTexts::new("title_template", &self.title_template, &items)?;
         let descriptions = if inputs.has("descriptions") {
-            let batch = inputs.table("descriptions")?;
+            let batch = inputs.table("descriptions", Columns::Only(&["item", "description"]))?;
             let table = Table::new("descriptions", &batch);
             same_rows("item", ("items", items.i32("item")?), ("descriptions", table.i32("item")?))?;
             table.text("description")?.into_iter().map(str::to_owned).collect()

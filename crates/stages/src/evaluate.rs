@@ -1,7 +1,7 @@
 //! `evaluate`: AUC, log loss and accuracy of every system, with bootstrap intervals.
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
 };
 use rallrec_core::{params::EvaluateParams, task::Progress};
@@ -14,7 +14,7 @@ impl Stage for EvaluateParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let systems = inputs.tables("predictions")?;
+        let systems = inputs.tables("predictions", Columns::Only(&["label", "p"]))?;
         let mut rows = MetricRows::default();
         for (done, (name, batch)) in (1..).zip(&systems) {
             context.cancel.check()?;

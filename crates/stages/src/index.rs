@@ -1,7 +1,7 @@
 //! `index`: one vector an item, to be searched by dot product (eq. 7).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
     predictions::same_rows,
 };
@@ -16,8 +16,12 @@ impl Stage for IndexParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let read = |port: &str| if inputs.has(port) { inputs.table(port).map(Some) } else { Ok(None) };
-        let (text, collaborative, aligned) = (read("text")?, read("collaborative")?, read("aligned")?);
+        let read = |port: &str, vector: &str| match inputs.has(port) {
+            true => inputs.table(port, Columns::Only(&["item", vector])).map(Some),
+            false => Ok(None),
+        };
+        let text = read("text", "e_text")?;
+        let (collaborative, aligned) = (read("collaborative", "embedding")?, read("aligned", "embedding")?);
         let given = [("text", &text), ("collaborative", &collaborative), ("aligned", &aligned)];
         let (port, batch) = given
             .into_iter()

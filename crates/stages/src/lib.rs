@@ -35,8 +35,8 @@ mod wait;
 
 pub use burn::tensor::Device;
 pub use context::{
-    Cancel, Checkpoints, InputReader, MemoryCheckpoints, Model, ModelSource, OutputWriter, ProgressSink, RemoteSource,
-    StageContext,
+    Cancel, Checkpoints, Columns, InputReader, MemoryCheckpoints, Model, ModelSource, OutputWriter, ProgressSink,
+    RemoteSource, StageContext,
 };
 pub use error::StageError;
 pub use models::ModelCache;

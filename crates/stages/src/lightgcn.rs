@@ -1,7 +1,7 @@
 //! `lightgcn`: collaborative embeddings from the training period's graph (eq. 4).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
     training,
 };
@@ -41,7 +41,9 @@ impl Stage for LightGcnParams {
 
 /// The graph of the interactions whose period is training; no later rating is seen.
 fn training_graph(params: &LightGcnParams, inputs: &dyn InputReader) -> Result<Graph, StageError> {
-    let (interactions, items, users) = (inputs.table("interactions")?, inputs.table("items")?, inputs.table("users")?);
+    let interactions = inputs.table("interactions", Columns::Only(&["user", "item", "rating", "period"]))?;
+    // Of the others only how many there are, and what the data set says of itself.
+    let (items, users) = (inputs.table("items", Columns::Only(&[]))?, inputs.table("users", Columns::Only(&[]))?);
     let items = Table::new("items", &items);
     let table = Table::new("interactions", &interactions);
     let like_above = items.metadata("rallrec.like_above")?;

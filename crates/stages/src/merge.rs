@@ -1,7 +1,7 @@
 //! `merge`: consistency-based merging of tuned and reasoning predictions (eq. 10).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::Table,
     predictions::{SampleColumns, same_rows},
 };
@@ -18,7 +18,7 @@ impl Stage for MergeParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let tuned = inputs.tables("predictions")?;
+        let tuned = inputs.tables("predictions", Columns::Only(&SampleColumns::and("p")))?;
         let (first, batch) =
             tuned.first().ok_or_else(|| StageError::Invalid("merge needs at least one table of predictions".into()))?;
         let samples = SampleColumns::read(&Table::new(first, batch))?;
@@ -28,13 +28,13 @@ impl Stage for MergeParams {
             same_rows("sample", (first, &samples.sample), (name, table.i64("sample")?))?;
             adapters.push(table.f32_opt("p")?);
         }
-        let batch = inputs.table("traces")?;
-        let traces = Table::new("traces", &batch);
-        same_rows("sample", (first, &samples.sample), ("traces", traces.i64("sample")?))?;
         let column = match self.prediction {
             TracePrediction::Parse => "p_parse",
             TracePrediction::Logit => "p_logit",
         };
+        let batch = inputs.table("traces", Columns::Only(&["sample", column]))?;
+        let traces = Table::new("traces", &batch);
+        same_rows("sample", (first, &samples.sample), ("traces", traces.i64("sample")?))?;
         let traces = traces.f32_lists(column)?;
         let merged: Vec<Merged> = (0..samples.sample.len())
             .map(|row| {

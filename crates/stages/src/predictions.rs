@@ -16,6 +16,15 @@ pub(crate) struct SampleColumns {
 }
 
 impl SampleColumns {
+    /// What they are called.
+    pub(crate) const NAMES: [&str; 4] = ["sample", "user", "item", "label"];
+
+    /// Their names, and that of another column.
+    pub(crate) fn and(other: &str) -> [&str; 5] {
+        let [sample, user, item, label] = Self::NAMES;
+        [sample, user, item, label, other]
+    }
+
     /// The columns of a table that has them.
     pub(crate) fn read(table: &Table<'_>) -> Result<Self, StageError> {
         Ok(Self {

@@ -1,7 +1,7 @@
 //! `reason`: sampled reasoning traces and what each predicts (METHOD sections 11 and 12).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError, adapter,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError, adapter,
     columns::{Table, TableBuilder},
     language::{self, Language, Prompt, Request, RowResults, Trace, probability},
     meter::Meter,
@@ -21,7 +21,7 @@ impl Stage for ReasonParams {
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
         let model = adapter::model(context, inputs)?;
-        let batch = inputs.table("prompts")?;
+        let batch = inputs.table("prompts", Columns::Only(&["sample", "prompt"]))?;
         let table = Table::new("prompts", &batch);
         let sample = table.i64("sample")?;
         let asked = asked(self, &table, inputs)?;
@@ -68,7 +68,7 @@ fn each<T>(traces: &RowResults<Vec<Trace>>, value: impl Fn(&Trace) -> T) -> Vec<
 /// The prompts with the hints of the tuned model's predictions.
 fn asked(params: &ReasonParams, prompts: &Table<'_>, inputs: &dyn InputReader) -> Result<Vec<String>, StageError> {
     let predictions = if inputs.has("predictions") {
-        let batch = inputs.table("predictions")?;
+        let batch = inputs.table("predictions", Columns::Only(&["sample", "p"]))?;
         let table = Table::new("predictions", &batch);
         same_rows("sample", ("prompts", prompts.i64("sample")?), ("predictions", table.i64("sample")?))?;
         table.f32_opt("p")?

@@ -1,7 +1,7 @@
 //! `report`: the metrics as Markdown.
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError,
     columns::{Table, TableBuilder},
 };
 use arrow_array::RecordBatch;
@@ -19,7 +19,7 @@ impl Stage for ReportParams {
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
         let mut systems = Vec::new();
-        for (name, batch) in inputs.tables("metrics")? {
+        for (name, batch) in inputs.tables("metrics", Columns::All)? {
             systems.append(&mut read_metrics(&name, &batch)?);
         }
         let lines = report_lines(&self.title, &systems);

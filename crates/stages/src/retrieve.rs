@@ -1,6 +1,8 @@
 //! `retrieve`: picks each sample's history and writes its prompt (METHOD sections 7 and 8).
 
-use crate::{InputReader, OutputWriter, Stage, StageContext, StageError, columns::Table, predictions::SampleColumns};
+use crate::{
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError, columns::Table, predictions::SampleColumns,
+};
 use arrow_array::RecordBatch;
 use rallrec_core::{mapping::USER_COLUMNS, params::RetrieveParams, task::Progress};
 use rallrec_recsys::{
@@ -21,7 +23,7 @@ impl Stage for RetrieveParams {
     ) -> Result<(), StageError> {
         let template = PromptTemplate::parse(&self.template).map_err(invalid("with.template"))?;
         let sources = Sources::read(inputs)?;
-        let batch = inputs.table("samples")?;
+        let batch = inputs.table("samples", Columns::Only(&SampleColumns::and("history_len")))?;
         let samples = Table::new("samples", &batch);
         let rows = samples.rows();
         let columns = SampleColumns::read(&samples)?;
@@ -61,13 +63,14 @@ struct Sources {
 
 impl Sources {
     fn read(inputs: &dyn InputReader) -> Result<Self, StageError> {
-        let (items, users) = (inputs.table("items")?, inputs.table("users")?);
-        let interactions = inputs.table("interactions")?;
+        let items = inputs.table("items", Columns::Only(&["title"]))?;
+        let users = inputs.table("users", Columns::Only(&["gender", "age", "job"]))?;
+        let interactions = inputs.table("interactions", Columns::Only(&["user", "item", "rating"]))?;
         let table = Table::new("interactions", &interactions);
         let histories =
             UserHistories::new(table.i32("user")?, table.i32("item")?, table.f32("rating")?, users.num_rows())
                 .map_err(invalid("input interactions"))?;
-        let index = if inputs.has("index") { Some(inputs.table("index")?) } else { None };
+        let index = if inputs.has("index") { Some(inputs.table("index", Columns::Only(&["vector"]))?) } else { None };
         Ok(Self { items, users, histories, index })
     }
 

@@ -1,6 +1,6 @@
 //! `sample`: some samples at random (METHOD section 9).
 
-use crate::{InputReader, OutputWriter, Stage, StageContext, StageError, columns::Table};
+use crate::{Columns, InputReader, OutputWriter, Stage, StageContext, StageError, columns::Table};
 use arrow_array::{RecordBatch, UInt32Array};
 use arrow_select::take::take_record_batch;
 use rallrec_core::{params::SampleParams, rng::row_rng, task::Progress};
@@ -12,7 +12,7 @@ impl Stage for SampleParams {
         inputs: &dyn InputReader,
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
-        let batch = inputs.table("samples")?;
+        let batch = inputs.table("samples", Columns::All)?;
         let samples = Table::new("samples", &batch).i64("sample")?.to_vec();
         let kept = kept(&samples, self.count as usize, context.seed);
         let done = kept.len() as u64;

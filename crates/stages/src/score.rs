@@ -1,7 +1,7 @@
 //! `score`: the probability of yes at the answer position, one forward pass a prompt (METHOD section 10).
 
 use crate::{
-    InputReader, OutputWriter, Stage, StageContext, StageError, adapter,
+    Columns, InputReader, OutputWriter, Stage, StageContext, StageError, adapter,
     columns::Table,
     language::{self, RowResults, probability},
     meter::Meter,
@@ -18,7 +18,7 @@ impl Stage for ScoreParams {
     ) -> Result<(), StageError> {
         let model = adapter::model(context, inputs)?;
         let answers = [model.answer(&self.yes)?, model.answer(&self.no)?];
-        let batch = inputs.table("prompts")?;
+        let batch = inputs.table("prompts", Columns::Only(&SampleColumns::and("prompt")))?;
         let table = Table::new("prompts", &batch);
         let prompts = language::answer_prompts(&model, &table, &self.system, self.max_prompt_tokens)?;
         let total = prompts.len();

@@ -4,7 +4,7 @@
 //! seconds, and the next one ends with the same bytes.
 
 use crate::{
-    InputReader, Model, OutputWriter, Stage, StageContext, StageError,
+    Columns, InputReader, Model, OutputWriter, Stage, StageContext, StageError,
     adapter::write_adapter,
     columns::{Table, TableBuilder},
     language::{self, Language, Prompt, probability},
@@ -40,7 +40,10 @@ impl Stage for TuneParams {
         };
         let answers = [language::answer_token(&model, &self.yes)?, language::answer_token(&model, &self.no)?];
         let samples = learned(self, &model, answers, inputs, output)?;
-        let valid = if inputs.has("valid") { Some(validation(self, &model, &inputs.table("valid")?)?) } else { None };
+        let valid = match inputs.has("valid") {
+            true => Some(validation(self, &model, &inputs.table("valid", Columns::Only(&["label", "prompt"]))?)?),
+            false => None,
+        };
         if let Some(valid) = &valid {
             valid.check()?;
         }
@@ -81,7 +84,8 @@ fn learned(
 ) -> Result<Vec<TuneSample>, StageError> {
     let mut samples = Vec::new();
     let mut row = 0;
-    for (number, (name, batch)) in inputs.tables("prompts")?.iter().enumerate() {
+    let tables = inputs.tables("prompts", Columns::Only(&["sample", "label", "prompt"]))?;
+    for (number, (name, batch)) in tables.iter().enumerate() {
         let table = Table::new(name, batch);
         let (ids, labels) = (table.i64("sample")?, table.i8("label")?);
         for ((tokens, id), label) in encoded(params, model, &table)?.into_iter().zip(ids).zip(labels) {

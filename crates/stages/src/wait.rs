@@ -1,6 +1,6 @@
 //! `wait`: passes rows on after a while, for trying and measuring a cluster.
 
-use crate::{InputReader, OutputWriter, Stage, StageContext, StageError};
+use crate::{Columns, InputReader, OutputWriter, Stage, StageContext, StageError};
 use rallrec_core::{params::WaitParams, task::Progress};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ impl Stage for WaitParams {
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
         let until = Instant::now() + Duration::from_millis(u64::from(self.milliseconds));
-        let batch = inputs.table("rows")?;
+        let batch = inputs.table("rows", Columns::All)?;
         loop {
             context.cancel.check()?;
             let left = until.saturating_duration_since(Instant::now());

@@ -10,6 +10,7 @@ mod artifact;
 mod bucket;
 mod cache;
 mod checkpoint;
+mod cut;
 mod error;
 #[cfg(test)]
 mod faulty;
@@ -33,7 +34,7 @@ pub use error::{Cause, StoreError};
 pub use journal::Records;
 pub use location::Location;
 pub use log::{LogFile, LogFilter, LogLine, LogPlace, LogTail};
-pub use manifest::{BadRow, Manifest, Part, Piece, TableManifest};
+pub use manifest::{BadRow, Chunk, Manifest, Part, Piece, TableManifest};
 pub use raw::{Listed, Opened};
 pub use settings::{BucketSettings, Patience, S3Table, SettingsError};
 pub use table::parquet_batches;

@@ -28,8 +28,8 @@ pub struct Part {
     pub bytes: u64,
     /// Its SHA-256, hexadecimal.
     pub sha256: String,
-    /// Where it has several row groups: each of them, and lastly the footer, which has no rows. Together they are the
-    /// whole file, in order.
+    /// Where it is large: each row group, and lastly the footer, which has no rows. Together they are the whole file, in
+    /// order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pieces: Vec<Piece>,
 }
@@ -39,6 +39,19 @@ pub struct Part {
 pub struct Piece {
     /// Rows in it.
     pub rows: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: String,
+    /// Of a row group with several columns: each of them, in the table's order. Together they are the whole piece. Older
+    /// programs leave them out, and read them over: what is said of the piece holds as before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<Chunk>,
+}
+
+/// Bytes of a row group that hold one column.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
     /// Its length.
     pub bytes: u64,
     /// Its SHA-256, hexadecimal.
@@ -54,6 +67,15 @@ pub struct TableManifest {
     pub columns: Vec<String>,
     /// Its files, in row order. Never none: an empty table has one empty part.
     pub parts: Vec<Part>,
+}
+
+impl TableManifest {
+    /// Positions of the columns of these names, ascending.
+    pub(crate) fn positions(&self, names: &[&str]) -> Vec<usize> {
+        let is = |column: &str, name: &str| column.strip_prefix(name).is_some_and(|rest| rest.starts_with(": "));
+        let wanted = |column: &str| names.iter().any(|name| is(column, name));
+        (0..self.columns.len()).filter(|&position| wanted(&self.columns[position])).collect()
+    }
 }
 
 /// A row that failed and was let pass.

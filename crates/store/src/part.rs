@@ -1,7 +1,7 @@
 //! Parts: one table's rows on their way into Parquet files, row group by row group, so that of a large table no more
 //! than a row group is held.
 
-use crate::{Part, Piece, StoreError};
+use crate::{Chunk, Part, Piece, StoreError};
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
@@ -9,7 +9,10 @@ use parquet::{
     arrow::ArrowWriter,
     basic::Compression,
     errors::ParquetError,
-    file::{metadata::KeyValue, properties::WriterProperties},
+    file::{
+        metadata::{KeyValue, RowGroupMetaData},
+        properties::WriterProperties,
+    },
 };
 use rallrec_core::key::hex;
 use sha2::{Digest, Sha256};
@@ -18,6 +21,8 @@ use sha2::{Digest, Sha256};
 pub(crate) const PART_BYTES: usize = 64 << 20;
 /// Encoded bytes after which a row group ends: the least that a reader of a few rows fetches.
 pub(crate) const GROUP_BYTES: usize = 8 << 20;
+/// Encoded bytes below which a part of one row group is read whole: another request costs more than what it would save.
+pub(crate) const WHOLE_BYTES: u64 = 1 << 20;
 /// Rows that are encoded before it is looked whether a row group is full.
 const LOOK_ROWS: usize = 8192;
 
@@ -122,7 +127,12 @@ impl OpenPart {
     fn end_group(&mut self) -> Result<Bytes, ParquetError> {
         self.writer.flush()?;
         let rows = self.rows - self.pieces.iter().map(|piece| piece.rows).sum::<u64>();
-        self.take(rows)
+        let start = self.bytes;
+        let bytes = self.take(rows)?;
+        if let (Some(piece), Some(group)) = (self.pieces.last_mut(), self.writer.flushed_row_groups().last()) {
+            piece.columns = chunks(group, start, &bytes);
+        }
+        Ok(bytes)
     }
 
     fn take(&mut self, rows: u64) -> Result<Bytes, ParquetError> {
@@ -130,7 +140,8 @@ impl OpenPart {
         let bytes = Bytes::from(std::mem::take(self.writer.inner_mut()));
         self.bytes += bytes.len() as u64;
         self.whole.update(&bytes);
-        self.pieces.push(Piece { rows, bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(&bytes)) });
+        let sha256 = hex(&Sha256::digest(&bytes));
+        self.pieces.push(Piece { rows, bytes: bytes.len() as u64, sha256, columns: Vec::new() });
         Ok(bytes)
     }
 
@@ -139,12 +150,37 @@ impl OpenPart {
         let group = if self.writer.in_progress_rows() > 0 { self.end_group()? } else { Bytes::new() };
         self.writer.finish()?;
         let footer = self.take(0)?;
-        // Of one row group nobody reads less than all.
-        let pieces = if self.pieces.len() > 2 { self.pieces } else { Vec::new() };
+        let pieces = if self.bytes < WHOLE_BYTES { Vec::new() } else { self.pieces };
         let sha256 = hex(&self.whole.finalize());
         let part = Part { path: file, content: None, rows: self.rows, bytes: self.bytes, sha256, pieces };
         Ok(([group, footer].concat().into(), part))
     }
+}
+
+/// The columns of a row group whose bytes these are, from that place in the part on. None where there is only one, or
+/// where they would not be the whole: then it is read as one piece.
+fn chunks(group: &RowGroupMetaData, start: u64, bytes: &Bytes) -> Vec<Chunk> {
+    // Leaves of one column lie side by side. What stands before the first (the file's mark) goes with it.
+    let mut ends: Vec<usize> = Vec::new();
+    for (leaf, chunk) in group.columns().iter().enumerate() {
+        let column = group.schema_descr().get_column_root_idx(leaf);
+        let (at, length) = chunk.byte_range();
+        let Some(end) = (at + length).checked_sub(start).and_then(|end| usize::try_from(end).ok()) else {
+            return Vec::new();
+        };
+        // A further leaf moves its column's end.
+        ends.resize(column, ends.last().copied().unwrap_or(0));
+        ends.push(end);
+    }
+    if ends.len() < 2 || !ends.is_sorted() || ends.last() != Some(&bytes.len()) {
+        return Vec::new();
+    }
+    let starts = std::iter::once(0).chain(ends.iter().copied());
+    let chunk = |(from, to): (usize, usize)| {
+        let bytes = bytes.slice(from..to);
+        Chunk { bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(&bytes)) }
+    };
+    starts.zip(ends.iter().copied()).map(chunk).collect()
 }
 
 fn encode_error(table: &str, e: ParquetError) -> StoreError {

@@ -1,17 +1,22 @@
 //! Tables out of Parquet files: whole parts, checked and kept on this machine's disk where there is a cache; or, where a
-//! task wants few of a part's rows, only the row groups that hold them, each checked on its own.
+//! task wants few of a part's rows or columns, only the bytes that hold them, each row group or column of one checked on
+//! its own.
 //!
-//! All columns of a row group are read: stages take whole tables, and what they leave out of one is small.
+//! Such bytes are not kept on disk: what many tasks of a machine read is read whole, or held decoded by the worker.
 
-use crate::{Part, Store, StoreError, TableManifest, cache::Cache};
+use crate::{
+    Part, READS_AT_ONCE, Store, StoreError, TableManifest,
+    cache::Cache,
+    cut::{Bit, Cut, Sparse},
+};
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use bytes::{Buf, Bytes, buf::Reader};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::{ObjectStoreExt, path::Path};
 use parquet::{
-    arrow::arrow_reader::ParquetRecordBatchReaderBuilder,
-    errors::ParquetError,
-    file::reader::{ChunkReader, Length},
+    arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder},
+    file::reader::ChunkReader,
 };
 use rallrec_core::{ids::RowRange, key::hex};
 use sha2::{Digest, Sha256};
@@ -25,28 +30,41 @@ const BATCH_ROWS: usize = 65536;
 /// # Errors
 /// A sentence when the bytes are not Parquet.
 pub fn parquet_batches(bytes: Bytes, rows: Option<RowRange>) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
-    decoded(bytes, None, rows)
+    Wanted { rows, ..Wanted::default() }.decoded(bytes)
 }
 
-/// Decodes the rows of some row groups, counted from the first of them; all groups when `None`.
-fn decoded<R: ChunkReader + 'static>(
-    file: R,
-    groups: Option<Vec<usize>>,
+/// What is wanted of a Parquet file.
+#[derive(Default)]
+struct Wanted<'a> {
+    /// The row groups to read; all with `None`.
+    groups: Option<Range<usize>>,
+    /// Rows, counted from the first of these groups; all with `None`.
     rows: Option<RowRange>,
-) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
-    let mut builder =
-        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| e.to_string())?.with_batch_size(BATCH_ROWS);
-    if let Some(groups) = groups {
-        builder = builder.with_row_groups(groups);
+    /// Positions of columns, ascending; all with `None`.
+    columns: Option<&'a [usize]>,
+}
+
+impl Wanted<'_> {
+    fn decoded<R: ChunkReader + 'static>(self, file: R) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
+        let mut builder =
+            ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| e.to_string())?.with_batch_size(BATCH_ROWS);
+        // The builder's schema: the reader's has lost the metadata.
+        let mut schema = builder.schema().clone();
+        if let Some(columns) = self.columns {
+            schema = Arc::new(schema.project(columns).map_err(|e| e.to_string())?);
+            let mask = ProjectionMask::roots(builder.parquet_schema(), columns.iter().copied());
+            builder = builder.with_projection(mask);
+        }
+        if let Some(groups) = self.groups {
+            builder = builder.with_row_groups(groups.collect());
+        }
+        if let Some(rows) = self.rows {
+            builder = builder.with_offset(rows.start as usize).with_limit(rows.len() as usize);
+        }
+        let reader = builder.build().map_err(|e| e.to_string())?;
+        let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+        Ok((schema, batches))
     }
-    if let Some(rows) = rows {
-        builder = builder.with_offset(rows.start as usize).with_limit(rows.len() as usize);
-    }
-    // The builder's schema: the reader's has lost the metadata.
-    let schema = builder.schema().clone();
-    let reader = builder.build().map_err(|e| e.to_string())?;
-    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
-    Ok((schema, batches))
 }
 
 impl Store {
@@ -60,6 +78,22 @@ impl Store {
         table: &TableManifest,
         rows: Option<RowRange>,
     ) -> Result<(SchemaRef, Vec<RecordBatch>), StoreError> {
+        self.read_columns(table, rows, None).await
+    }
+
+    /// Some columns of a table's rows, in the table's order, as [`Self::read_table`]; all with `None`. Names that the
+    /// table has no column of are left out. Where a part is large and they are less than half of it, only their bytes are
+    /// fetched.
+    ///
+    /// # Errors
+    /// As [`Self::read_table`].
+    pub async fn read_columns(
+        &self,
+        table: &TableManifest,
+        rows: Option<RowRange>,
+        columns: Option<&[&str]>,
+    ) -> Result<(SchemaRef, Vec<RecordBatch>), StoreError> {
+        let columns = columns.map(|names| table.positions(names));
         let wanted = rows.unwrap_or(RowRange { start: 0, end: table.rows });
         let (mut schema, mut batches, mut start) = (None, Vec::new(), 0);
         for (i, part) in table.parts.iter().enumerate() {
@@ -72,7 +106,8 @@ impl Store {
             }
             let from = wanted.start.clamp(held.start, held.end) - held.start;
             let to = wanted.end.clamp(held.start, held.end) - held.start;
-            let (found, mut rows) = self.read_part(part, RowRange { start: from, end: to.max(from) }).await?;
+            let (found, mut rows) =
+                self.read_part(part, RowRange { start: from, end: to.max(from) }, columns.as_deref()).await?;
             schema.get_or_insert(found);
             batches.append(&mut rows);
         }
@@ -80,41 +115,45 @@ impl Store {
         Ok((schema, batches))
     }
 
-    /// Some rows of a part: from the whole file when most of it is needed or it is at hand, else from its row groups.
-    async fn read_part(&self, part: &Part, rows: RowRange) -> Result<(SchemaRef, Vec<RecordBatch>), StoreError> {
+    /// Some rows of a part: from the whole file when most of it is needed or it is at hand, else from their bytes.
+    async fn read_part(
+        &self,
+        part: &Part,
+        rows: RowRange,
+        columns: Option<&[usize]>,
+    ) -> Result<(SchemaRef, Vec<RecordBatch>), StoreError> {
         let damaged = |reason| StoreError::corrupt(&part.path, reason);
-        let few = Groups::holding(part, rows).filter(|groups| groups.bytes() < part.bytes / 2);
-        let Some(groups) = few else {
-            return parquet_batches(self.whole(part).await?, Some(rows)).map_err(damaged);
+        let of_whole = || Wanted { groups: None, rows: Some(rows), columns };
+        let little = Cut::of(part, rows, columns).filter(|cut| cut.bytes() < part.bytes / 2);
+        let Some(cut) = little else {
+            return of_whole().decoded(self.whole(part).await?).map_err(damaged);
         };
         if let Some(bytes) = self.cached(part).await {
-            return parquet_batches(bytes, Some(rows)).map_err(damaged);
+            return of_whole().decoded(bytes).map_err(damaged);
         }
-        let mut file = Sparse { bytes: part.bytes, pieces: Vec::new() };
-        let footer = part.pieces.len() - 1..part.pieces.len();
-        for (range, pieces) in [(&groups.range, groups.held.clone()), (&groups.footer, footer)] {
-            file.pieces.push((range.start, self.piece(part, range.clone(), pieces).await?));
-        }
-        let local = RowRange { start: rows.start - groups.first_row, end: rows.end - groups.first_row };
-        decoded(file, Some(groups.held.collect()), Some(local)).map_err(damaged)
+        let reads: Vec<_> = cut.runs().map(|run| self.run(part, run)).collect();
+        let runs = stream::iter(reads).buffered(READS_AT_ONCE).try_collect().await?;
+        let file = Sparse { bytes: part.bytes, runs };
+        let local = RowRange { start: rows.start - cut.first_row, end: rows.end - cut.first_row };
+        Wanted { groups: Some(cut.groups), rows: Some(local), columns }.decoded(file).map_err(damaged)
     }
 
-    /// Bytes of some of a part's pieces, which lie at that range; each is checked.
-    async fn piece(&self, part: &Part, range: Range<u64>, pieces: Range<usize>) -> Result<Bytes, StoreError> {
-        if range.is_empty() {
-            return Ok(Bytes::new());
-        }
-        let bytes = match self.objects.get_range(&Path::from(part.path.as_str()), range).await {
+    /// Bits of a part that lie side by side, and where they begin; each is checked.
+    async fn run(&self, part: &Part, bits: &[Bit<'_>]) -> Result<(u64, Bytes), StoreError> {
+        let start = bits.first().map_or(0, |bit| bit.range.start);
+        let end = bits.last().map_or(start, |bit| bit.range.end);
+        let bytes = match self.objects.get_range(&Path::from(part.path.as_str()), start..end).await {
             Ok(bytes) => bytes,
             Err(object_store::Error::NotFound { .. }) => return Err(gone(part)),
             Err(e) => return Err(StoreError::object("read", &part.path, e)),
         };
         let mut rest = bytes.clone();
-        for piece in &part.pieces[pieces] {
-            let length = usize::try_from(piece.bytes).unwrap_or(usize::MAX).min(rest.len());
-            check(part, &rest.split_to(length), piece.bytes, &piece.sha256)?;
+        for bit in bits {
+            let length = bit.range.end - bit.range.start;
+            let here = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
+            check(part, &rest.split_to(here), length, bit.sha256)?;
         }
-        Ok(bytes)
+        Ok((start, bytes))
     }
 
     /// A whole part, from this machine's disk if it is there, and kept there.
@@ -179,86 +218,4 @@ fn check(part: &Part, bytes: &Bytes, length: u64, sha256: &str) -> Result<(), St
         return Err(StoreError::corrupt(&part.path, "its checksum is not the manifest's"));
     }
     Ok(())
-}
-
-/// The row groups of a part that hold some rows, and its footer.
-struct Groups {
-    /// Which.
-    held: Range<usize>,
-    /// Row in the part that they begin with.
-    first_row: u64,
-    /// Where they lie.
-    range: Range<u64>,
-    /// Where the footer lies.
-    footer: Range<u64>,
-}
-
-impl Groups {
-    /// `None` where the manifest does not tell of groups.
-    fn holding(part: &Part, rows: RowRange) -> Option<Self> {
-        let (footer, groups) = part.pieces.split_last()?;
-        let footer = part.bytes.checked_sub(footer.bytes)?..part.bytes;
-        let mut found = Self { held: 0..0, first_row: 0, range: 0..0, footer };
-        let (mut row, mut at) = (0, 0);
-        for (number, group) in groups.iter().enumerate() {
-            let held = RowRange { start: row, end: row + group.rows };
-            if held.overlaps(&rows) {
-                if found.held.is_empty() {
-                    found = Self { held: number..number, first_row: row, range: at..at, ..found };
-                }
-                (found.held.end, found.range.end) = (number + 1, at + group.bytes);
-            }
-            (row, at) = (held.end, at + group.bytes);
-        }
-        if found.held.is_empty() {
-            found.first_row = rows.start;
-        }
-        Some(found)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.range.end - self.range.start + self.footer.end - self.footer.start
-    }
-}
-
-/// A file of which only some pieces are here.
-struct Sparse {
-    bytes: u64,
-    /// Where each begins.
-    pieces: Vec<(u64, Bytes)>,
-}
-
-impl Sparse {
-    /// What is here from there on.
-    fn from(&self, start: u64) -> Result<Bytes, ParquetError> {
-        let inside = |(at, bytes): &&(u64, Bytes)| (*at..*at + bytes.len() as u64).contains(&start);
-        let (at, bytes) = self
-            .pieces
-            .iter()
-            .find(inside)
-            .ok_or_else(|| ParquetError::General(format!("byte {start} is in no row group that was asked for")))?;
-        Ok(bytes.slice(usize::try_from(start - at).unwrap_or(0)..))
-    }
-}
-
-impl Length for Sparse {
-    fn len(&self) -> u64 {
-        self.bytes
-    }
-}
-
-impl ChunkReader for Sparse {
-    type T = Reader<Bytes>;
-
-    fn get_read(&self, start: u64) -> Result<Reader<Bytes>, ParquetError> {
-        Ok(self.from(start)?.reader())
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        let from = self.from(start)?;
-        if from.len() < length {
-            return Err(ParquetError::EOF(format!("{length} bytes from {start} are not in one row group")));
-        }
-        Ok(from.slice(..length))
-    }
 }

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use arrow_array::{ArrayRef, Int32Array, Int64Array, RecordBatch};
+use arrow_array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow_select::concat::concat_batches;
 use rallrec_core::{
     ids::{Attempt, RowRange, RunId, StageName, TaskId, TimeMs},
     key::{Key, KeyFields},
@@ -289,6 +290,68 @@ fn ranged(request: &Request) -> u64 {
     let range = request.headers.lines().find_map(|h| h.strip_prefix("range: bytes=")).unwrap();
     let (from, to) = range.split_once('-').unwrap();
     to.parse::<u64>().unwrap() + 1 - from.parse::<u64>().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_comes_back_by_its_own_bytes() {
+    let Some(moto) = Moto::start("store") else { return };
+    let line = Line::to(moto.port(), |_| Fault::None);
+    // Long texts, of which a stage wants what stands beside them; and a column of eight bytes that it wants.
+    let count = 20_000;
+    let text = |row: i64| {
+        (0..32).map(move |n| format!("{:016x}", (32 * row + n).wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as i64)))
+    };
+    let texts = (0..count).map(|row| Some(text(row).collect::<String>()));
+    let columns: [(&str, ArrayRef); 3] = [
+        ("sample", Arc::new(Int64Array::from_iter_values(0..count))),
+        ("text", Arc::new(texts.collect::<StringArray>())),
+        ("p", Arc::new(Int64Array::from_iter_values((0..count).map(|row| row.wrapping_mul(-0x61C8_8646_80B5_83EB))))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let store = store(&line.url()).await;
+    let mut out = writer(&store, 1);
+    out.write("t", &batch).await.unwrap();
+    let table = out.commit(0.0, TimeMs(0)).await.unwrap().manifest.tables["t"].clone();
+    let part = &table.parts[0];
+    let read = |rows: Option<RowRange>, columns: &'static [&'static str]| {
+        let (store, line, table) = (&store, &line, &table);
+        async move {
+            let before = line.seen().len();
+            let found = store.read_columns(table, rows, Some(columns)).await;
+            let requests: Vec<u64> = line.seen()[before..].iter().map(ranged).collect();
+            (found.map(|(schema, batches)| concat_batches(&schema, &batches).unwrap()), requests)
+        }
+    };
+
+    let (found, requests) = read(None, &["p", "sample"]).await;
+    assert_eq!(found.unwrap().columns(), batch.project(&[0, 2]).unwrap().columns());
+    let footer = part.pieces.last().unwrap().bytes;
+    let groups = &part.pieces[..part.pieces.len() - 1];
+    let chunks: u64 = groups.iter().map(|group| group.columns[0].bytes + group.columns[2].bytes).sum();
+    assert_eq!(requests.iter().sum::<u64>(), chunks + footer, "{requests:?} of {}", part.bytes);
+    assert!(chunks + footer < part.bytes / 20, "{chunks} and {footer} of {}", part.bytes);
+    assert!(requests.len() <= groups.len() + 1, "what lies side by side is one request: {requests:?}");
+    let (found, requests) = read(Some(RowRange { start: 15_000, end: 15_002 }), &["p"]).await;
+    assert_eq!(found.unwrap().columns(), batch.project(&[2]).unwrap().slice(15_000, 2).columns());
+    assert!(requests.iter().sum::<u64>() < chunks + footer);
+    let (found, requests) = read(None, &[]).await;
+    assert_eq!((found.unwrap().num_rows(), requests), (20_000, vec![footer]), "how many there are");
+
+    // A column is checked on its own: what is damaged elsewhere is not seen, and what is damaged in it is refused.
+    let key = format!("/team/{}", part.path);
+    let whole = moto.request("GET", &key, b"");
+    let damage = |at: u64| {
+        let mut bytes = whole.clone();
+        bytes[at as usize] ^= 1;
+        moto.put(&key[1..], &bytes);
+    };
+    let first = &groups[0].columns;
+    damage(first[0].bytes + first[1].bytes / 2);
+    assert!(read(None, &["p", "sample"]).await.0.is_ok());
+    damage(first[0].bytes + first[1].bytes + first[2].bytes / 2);
+    let refused = read(None, &["p"]).await.0.unwrap_err().to_string();
+    assert!(refused.contains("its checksum is not the manifest's"), "{refused}");
+    assert!(read(None, &["sample"]).await.0.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -100,8 +100,10 @@ impl Leader {
             Ok(plan) => plan,
             Err(error) => return Ok((Err(Refusal::Plan(error.to_string())), Next::GoOn)),
         };
-        if let Some((run, _)) =
-            self.actives.iter().find(|(id, a)| id.0 == request.run || (!request.new && *a.plan == plan))
+        if let Some((run, _)) = self
+            .actives
+            .iter()
+            .find(|(id, a)| id.0 == request.run || (!request.new && a.plan.is_but_for_estimates(&plan)))
         {
             return Ok((Ok(api::SubmitReply { run: run.0.clone(), resumed: true }), Next::GoOn));
         }

@@ -4,9 +4,10 @@ use super::connect::Cluster;
 use crate::{
     args::{ClusterArgs, SubmitArgs},
     clock,
-    console::{Console, thousands},
+    console::{Console, counted, thousands},
     embedded::locked,
     failure::Failure,
+    learned,
     load::{self, Absent},
     run::{Place, failed_tasks},
     run_view::RunView,
@@ -41,6 +42,8 @@ pub async fn submit(place: &Place, args: &SubmitArgs, console: &Console) -> Resu
     let pinned = load::pin_shown(&pipeline, file, &place.home, &place.sources, Absent::Pull, console)?;
     let mut plan = Plan::new(&pipeline, &pinned.pins).map_err(|e| Failure::Invalid(e.to_string()))?;
     absolute_paths(&mut plan, file)?;
+    let cluster = Cluster::of(&args.cluster)?;
+    learned::learn(&cluster.store(), &mut plan, &pinned.pins.model_bytes).await;
     let request = api::SubmitRequest {
         plan_json: serde_json::to_vec(&plan).map_err(anyhow::Error::from)?,
         priority: args.priority,
@@ -48,10 +51,9 @@ pub async fn submit(place: &Place, args: &SubmitArgs, console: &Console) -> Resu
         new: args.new,
         run: clock::new_run_id().0,
     };
-    let cluster = Cluster::of(&args.cluster)?;
     let reply = cluster.ask(async |mut client| Ok(client.submit(request.clone()).await?.into_inner())).await?;
     let verb = if reply.resumed { "goes on" } else { "submitted" };
-    console.note(&format!("run {} {verb}, {} stages", reply.run, plan.stages.len()));
+    console.note(&format!("run {} {verb}, {}", reply.run, counted(plan.stages.len() as u64, "stage")));
     if args.wait {
         return follow(&cluster, &RunId(reply.run), args.json, console).await;
     }
@@ -220,7 +222,12 @@ impl Shown {
 async fn resolve(cluster: &Cluster, word: &str) -> Result<RunId, Failure> {
     let runs =
         cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
-    let ids: Vec<RunId> = runs.runs.into_iter().map(|run| RunId(run.run)).collect();
+    named(&runs, word)
+}
+
+/// The run of these that `word` means.
+fn named(runs: &api::ListRunsReply, word: &str) -> Result<RunId, Failure> {
+    let ids: Vec<RunId> = runs.runs.iter().map(|run| RunId(run.run.clone())).collect();
     crate::run_names::resolve(&ids, word)
 }
 
@@ -250,10 +257,14 @@ pub async fn active_runs(cluster: &Cluster) -> Result<BTreeSet<RunId>, Failure> 
 ///
 /// # Errors
 /// When nobody leads.
-pub async fn status(cluster: &ClusterArgs, console: &Console) -> Result<(), Failure> {
+pub async fn status(cluster: &ClusterArgs, run: Option<&str>, console: &Console) -> Result<(), Failure> {
     let cluster = Cluster::of(cluster)?;
-    let reply =
+    let mut reply =
         cluster.ask(async |mut client| Ok(client.list_runs(api::ListRunsRequest {}).await?.into_inner())).await?;
+    if let Some(word) = run {
+        let run = named(&reply, word)?.0;
+        reply.runs.retain(|known| known.run == run);
+    }
     let waits: Vec<String> =
         reply.runs.iter().flat_map(|run| run.waits.iter().map(|wait| format!("run {}: {wait}", run.run))).collect();
     let rows = reply.runs.into_iter().map(|run| {

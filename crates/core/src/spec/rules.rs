@@ -8,7 +8,7 @@ use super::{
     values::Reader,
 };
 use crate::{
-    params::{DatasetParams, Hint, IndexVariant, PromptVariant, Selection, StageParams},
+    params::{CtrModel, CtrParams, DatasetParams, Hint, IndexVariant, PromptVariant, Selection, StageParams},
     template::{self, Piece},
 };
 
@@ -73,10 +73,7 @@ pub(super) fn check(reader: &mut Reader, params: &StageParams, stage: Span, with
                 );
             }
         }
-        StageParams::Ctr(p) if p.hidden.is_empty() || p.hidden.len() > 16 => {
-            let message = format!("`hidden` must list 1 to 16 layers, not {}", p.hidden.len());
-            reader.out.error(at.of("hidden"), message, Some("for example `hidden: [256, 128]`".to_owned()));
-        }
+        StageParams::Ctr(p) => ctr(reader, p, &at),
         StageParams::Report(p) if p.title.contains('\n') => {
             let help = Some("write it on one line".to_owned());
             reader.out.error(at.of("title"), "`title` must be one line", help);
@@ -86,7 +83,6 @@ pub(super) fn check(reader: &mut Reader, params: &StageParams, stage: Span, with
         | StageParams::Index(_)
         | StageParams::Sample(_)
         | StageParams::Merge(_)
-        | StageParams::Ctr(_)
         | StageParams::Evaluate(_)
         | StageParams::Report(_)
         | StageParams::Rows(_)
@@ -111,6 +107,29 @@ fn fractions(reader: &mut Reader, p: &DatasetParams, at: &Places<'_>) {
     if p.test_fraction == 0.0 {
         let help = Some("give the test a part of the samples, for example 0.1".to_owned());
         reader.out.error(at.of("test_fraction"), "`test_fraction` is 0: there would be nothing to evaluate on", help);
+    }
+}
+
+/// Lists of layers, and parameters that belong to another model.
+fn ctr(reader: &mut Reader, p: &CtrParams, at: &Places<'_>) {
+    let own = [
+        ("cin", CtrModel::XDeepFm),
+        ("cross_layers", CtrModel::Dcn),
+        ("attention_layers", CtrModel::AutoInt),
+        ("heads", CtrModel::AutoInt),
+        ("attention_dim", CtrModel::AutoInt),
+    ];
+    for (name, model) in own {
+        if p.model != model && at.of(name) != at.stage {
+            let message = format!("`{name}` has no effect on model `{}`", p.model.word());
+            reader.out.warning(at.of(name), message, Some(format!("it belongs to `{}`; remove it", model.word())));
+        }
+    }
+    for (name, layers, example) in [("hidden", &p.hidden, "[256, 128]"), ("cin", &p.cin, "[16, 16]")] {
+        if layers.is_empty() || layers.len() > 16 {
+            let message = format!("`{name}` must list 1 to 16 layers, not {}", layers.len());
+            reader.out.error(at.of(name), message, Some(format!("for example `{name}: {example}`")));
+        }
     }
 }
 

@@ -361,7 +361,7 @@ fn resources(reader: &mut Reader, fields: &[Entry], around: &Surroundings<'_>, u
         resources.pool = pool;
     }
     if let Some(memory) = get(entries, "memory_mb").and_then(|n| reader.whole(n, "memory_mb", bounds::MEMORY_MB)) {
-        resources.memory_mb = memory;
+        (resources.memory_mb, resources.memory_written) = (memory, true);
     }
     resources.gpu_memory_mb =
         get(entries, "gpu_memory_mb").and_then(|n| reader.whole(n, "gpu_memory_mb", bounds::GPU_MEMORY_MB));

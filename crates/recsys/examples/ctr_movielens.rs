@@ -1,7 +1,7 @@
-//! DeepFM on MovieLens-1M's time split: test AUC, log loss and accuracy, to be set beside `deepfm_pytorch.py`'s.
+//! A CTR model on MovieLens-1M's time split: test AUC, log loss and accuracy, to be set beside `ctr_pytorch.py`'s.
 //!
-//! Usage: `cargo run --release -p rallrec-recsys --example deepfm_ml1m -- FOLDER [SEEDS] [MAX_EPOCHS]`, where FOLDER
-//! has ratings.dat, users.dat and movies.dat. It reads the raw files itself, so that it depends on the training alone.
+//! Usage: `cargo run --release --workspace --example ctr_movielens -- FOLDER MODEL [SEEDS] [NAME=VALUE...]`, where FOLDER
+//! has ratings.dat, users.dat and movies.dat, and NAME is a parameter of the `ctr` stage. It reads the raw files itself, so that it depends on the training alone.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "an example for developers")]
 
@@ -67,11 +67,23 @@ fn splits(folder: &Path, users: &[Vec<String>], movies: &[Vec<String>]) -> [Colu
     out
 }
 
+/// The stage's defaults, but for the model and what the command line says.
+fn params(model: &str, set: &[String]) -> CtrParams {
+    let mut all = serde_json::to_value(CtrParams::default()).unwrap();
+    all["model"] = model.into();
+    for setting in set {
+        let (name, value) = setting.split_once('=').unwrap();
+        all[name] = serde_json::from_str(value).unwrap();
+    }
+    serde_json::from_value(all).unwrap()
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let folder = Path::new(&arguments[0]);
-    let seeds: u64 = arguments.get(1).map_or(1, |s| s.parse().unwrap());
-    let max_epochs = arguments.get(2).map_or(CtrParams::default().max_epochs, |s| s.parse().unwrap());
+    let model = &arguments[1];
+    let seeds: u64 = arguments.get(2).map_or(1, |s| s.parse().unwrap());
+    let params = params(model, arguments.get(3..).unwrap_or_default());
     let (users, movies) = (lines(folder, "users.dat"), lines(folder, "movies.dat"));
     let splits = splits(folder, &users, &movies);
     println!("samples {:?}", splits.each_ref().map(|s| s.label.len()));
@@ -87,7 +99,6 @@ fn main() {
 
     let auc = |labels: &[i8], p: &[f32]| metrics::auc(labels, p).unwrap();
     for seed in 1..=seeds {
-        let params = CtrParams { max_epochs, ..CtrParams::default() };
         let given = |i: usize| Encoded { features: &encoded[i], labels: &splits[i].label };
         let start = Instant::now();
         let trained = train(&space, &params, seed, [given(0), given(1)], &Device::flex(), &mut |_| true).unwrap();
@@ -99,7 +110,7 @@ fn main() {
                 / count;
         let right = labels.iter().zip(&p).filter(|(l, p)| (**l == 1) == (**p > 0.5)).count() as f64 / count;
         println!(
-            "seed {seed}: test auc {:.4} logloss {log_loss:.4} accuracy {right:.4}; best epoch {} of {}, valid auc {:.4?}, {seconds:.1} s an epoch",
+            "{model}, seed {seed}: test auc {:.4} logloss {log_loss:.4} accuracy {right:.4}; best epoch {} of {}, valid auc {:.4?}, {seconds:.1} s an epoch",
             auc(labels, &p).unwrap(),
             trained.best_epoch,
             trained.losses.len(),
