@@ -535,8 +535,14 @@ macro_rules! stage_params {
                 match kind { $(StageKind::$variant => <$ty>::fields()),* }
             }
 
-            /// Typed parameters from a complete JSON object (every field there).
-            pub fn from_json(kind: StageKind, value: Value) -> Result<Self, serde_json::Error> {
+            /// Typed parameters from a complete JSON object: every field there, but for those that came later to the
+            /// kind, which journals from before lack.
+            pub fn from_json(kind: StageKind, mut value: Value) -> Result<Self, serde_json::Error> {
+                if let Value::Object(values) = &mut value {
+                    for field in Self::fields(kind).into_iter().filter(|f| f.effect == Effect::Later) {
+                        values.entry(field.name).or_insert(field.default);
+                    }
+                }
                 Ok(match kind { $(StageKind::$variant => Self::$variant(serde_json::from_value(value)?)),* })
             }
 

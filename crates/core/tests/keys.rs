@@ -225,6 +225,19 @@ fn digests_are_in_the_keys_and_names_are_not() {
 }
 
 #[test]
+fn parameters_that_came_later_are_in_no_key_as_they_were_and_may_be_missing() {
+    let pipeline = whole();
+    for stage in &plan(&pipeline).stages {
+        for field in StageParams::fields(stage.kind).into_iter().filter(|f| f.effect == Effect::Later) {
+            assert!(!stage.fields.0.contains_key(&format!("with.{}", field.name)), "{}", field.name);
+            let mut older = stage.clone();
+            older.params.as_object_mut().unwrap().remove(field.name);
+            assert_eq!(older.params().unwrap(), stage.params().unwrap());
+        }
+    }
+}
+
+#[test]
 fn a_larger_limit_keeps_the_shards_of_row_wise_stages() {
     let set = |limit: &str| plan(&compile("p", WHOLE, &[("eval_limit".into(), limit.into())]).unwrap());
     let (old, new) = (set("40"), set("60"));

@@ -18,7 +18,7 @@ impl Stage for DescribeParams {
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
         let model = language::model(context)?;
-        let batch = inputs.table("items", Columns::Only(&["item", "train_ratings", "title", "genre", "year"]))?;
+        let batch = inputs.table("items", Columns::All)?;
         let items = Table::new("items", &batch);
         let (item, ratings) = (items.i32("item")?, items.i32("train_ratings")?);
         let requests = ItemTexts::new("template", &self.template, &items)?;

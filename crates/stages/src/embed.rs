@@ -18,7 +18,7 @@ impl Stage for EmbedParams {
         output: &mut dyn OutputWriter,
     ) -> Result<(), StageError> {
         let model = language::model(context)?;
-        let batch = inputs.table("items", Columns::Only(&["item", "title", "genre", "year"]))?;
+        let batch = inputs.table("items", Columns::All)?;
         let items = Table::new("items", &batch);
         let titles = ItemTexts::new("title_template", &self.title_template, &items)?;
         let descriptions = if inputs.has("descriptions") {

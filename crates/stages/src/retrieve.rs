@@ -64,7 +64,7 @@ struct Sources {
 impl Sources {
     fn read(inputs: &dyn InputReader) -> Result<Self, StageError> {
         let items = inputs.table("items", Columns::Only(&["title"]))?;
-        let users = inputs.table("users", Columns::Only(&["gender", "age", "job"]))?;
+        let users = inputs.table("users", Columns::All)?;
         let interactions = inputs.table("interactions", Columns::Only(&["user", "item", "rating"]))?;
         let table = Table::new("interactions", &interactions);
         let histories =
