@@ -130,8 +130,10 @@ impl ItemTemplate {
     /// The sentence, without blanks round it. An item without genre, year or a further text has `unknown` there; `further`
     /// is in the order in which [`Self::parse`] had the names.
     pub fn fill(&self, title: &str, genre: &str, year: Option<i32>, further: &[&str]) -> String {
+        fn known(text: &str) -> &str {
+            if text.is_empty() { "unknown" } else { text }
+        }
         let year = year.map_or(String::new(), |year| year.to_string());
-        let known = |text| if text == "" { "unknown" } else { text };
         let values: Vec<&str> = [genre, &year].into_iter().chain(further.iter().copied()).map(known).collect();
         self.0.fill(&[&[title], values.as_slice()].concat())
     }

@@ -84,14 +84,14 @@ impl World {
 /// A gate that asks for AUC, log loss and accuracy of one system, as docs/compare.md recommends for 10,000 samples.
 fn ask(world: &World, seed: u64, strengths: [f64; 2]) -> [Answer; 3] {
     let (labels, _, [old, new]) = world.draw(seed, strengths);
-    let paired = Paired::new(&labels, &old, &new, None).unwrap();
+    let paired = Paired::new(&labels, &old, &new, None).expect("the rows are paired");
     let resampled = paired.resample(600, seed);
     let questions = ALL.map(|measure| Question {
         difference: resampled.difference(measure, 0.005, 0.99),
         tolerated: 0.005,
         detect: 0.02,
     });
-    answers(&questions, 0.99, 0.9).try_into().unwrap()
+    answers(&questions, 0.99, 0.9).try_into().expect("one answer a question")
 }
 
 /// Of 100 test sets of 10,000 samples, in how many anything is called a regression, and in how many the AUC is.

@@ -10,7 +10,7 @@ fn sets() -> impl Iterator<Item = (Split, Dataset)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-1m");
     SPLITS.into_iter().map(move |split| {
         let params = DatasetParams { split, min_history: 1, ..DatasetParams::default() };
-        (split, load(&folder, &params).unwrap())
+        (split, load(&folder, &params).expect("the fixture loads"))
     })
 }
 
@@ -19,7 +19,7 @@ fn test_row(set: &Dataset, at: usize) -> usize {
     let (user, item) = (set.test.user[at], set.test.item[at]);
     (0..set.interactions.user.len())
         .find(|row| set.interactions.user[*row] == user && set.interactions.item[*row] == item)
-        .unwrap()
+        .expect("the user rated the item")
 }
 
 #[test]
