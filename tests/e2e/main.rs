@@ -19,4 +19,5 @@ mod provider;
 mod s3;
 mod servers;
 mod support;
+mod sweep;
 mod tune;

@@ -16,6 +16,7 @@ use crate::{
     runs,
     sources::{Patience, Role, Sources, catalogue},
     stores::to_read as open,
+    sweep,
 };
 use clap::{CommandFactory, Parser};
 use rallrec_core::plan::{Pins, Plan};
@@ -47,6 +48,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
     let place = place(&cli.global);
     match cli.command {
         Command::Run(args) => runtime()?.block_on(run::run(&place, &args, console)),
+        Command::Sweep(args) => runtime()?.block_on(sweep::sweep(&place, &args, console)),
         Command::Validate { pipelines, set } => validate(&place.sources, &pipelines, &set, console),
         Command::Plan { pipeline, json } => {
             let (mut plan, pins) = plan(&place, &pipeline, console)?;

@@ -49,6 +49,8 @@ pub struct Global {
 pub enum Command {
     /// Run a pipeline in this process, reusing what the store holds; resumes an unfinished run of the same plan
     Run(RunArgs),
+    /// Run a pipeline for every point of its `sweep:`; what points share is computed once
+    Sweep(SweepArgs),
     /// Check pipelines and print every error with its place
     Validate {
         /// The files
@@ -242,6 +244,35 @@ pub struct RunArgs {
     /// Begin a new run even if an unfinished one could be resumed
     #[arg(long)]
     pub new: bool,
+    /// Print events as JSON, one a line, in place of progress and the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `sweep`.
+#[derive(Clone, Debug, Args)]
+pub struct SweepArgs {
+    /// The pipeline and its overrides; an axis of the sweep counts more.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Print the points and run nothing
+    #[arg(long)]
+    pub list: bool,
+    /// Points run at once: that many are run to their end before the next begin. All of them without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_parallel: Option<u32>,
+    /// Folder for the table as CSV and JSON; by default HOME/sweeps/NAME of the pipeline
+    #[arg(long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
+    /// Never pull a source; fail if one is missing
+    #[arg(long)]
+    pub offline: bool,
+    /// Tasks computed at the same time; by default half the cores, since a task uses several itself
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub slots: Option<u32>,
+    /// Where to compute: auto, cpu, or cuda:N
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub device: String,
     /// Print events as JSON, one a line, in place of progress and the table
     #[arg(long)]
     pub json: bool,

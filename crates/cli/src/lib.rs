@@ -33,6 +33,7 @@ pub mod run_view;
 pub mod runs;
 pub mod sources;
 pub mod stores;
+pub mod sweep;
 pub mod tree;
 
 pub use app::main;

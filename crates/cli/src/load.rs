@@ -29,17 +29,42 @@ pub struct Pinned {
     pub places: BTreeMap<String, PathBuf>,
 }
 
+/// A pipeline file, as it was read.
+#[derive(Clone, Debug)]
+pub struct Text {
+    name: String,
+    text: String,
+}
+
+impl Text {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no text.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let name = path.display().to_string();
+        let bytes = fs::read(path).map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|e| Failure::Invalid(format!("{name}: not UTF-8 text (byte {})", e.utf8_error().valid_up_to())))?;
+        Ok(Self { name, text })
+    }
+
+    /// The pipeline with these values of its parameters.
+    ///
+    /// # Errors
+    /// [`Failure::Pipeline`] with every finding.
+    pub fn compile(&self, overrides: &[(String, String)]) -> Result<Pipeline, Failure> {
+        compile(&self.name, &self.text, overrides).map_err(|found| Failure::Pipeline(found.to_string()))
+    }
+}
+
 /// Reads and compiles a pipeline file. Warnings are printed.
 ///
 /// # Errors
 /// [`Failure::Pipeline`] with every finding; [`Failure::Unreachable`] when the file cannot be read.
 pub fn pipeline(path: &Path, set: &[String], console: &Console) -> Result<Pipeline, Failure> {
     let overrides = overrides(set)?;
-    let name = path.display().to_string();
-    let bytes = fs::read(path).map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| Failure::Invalid(format!("{name}: not UTF-8 text (byte {})", e.utf8_error().valid_up_to())))?;
-    let pipeline = compile(&name, &text, &overrides).map_err(|found| Failure::Pipeline(found.to_string()))?;
+    let pipeline = Text::read(path)?.compile(&overrides)?;
     if !pipeline.warnings.is_empty() {
         console.note(pipeline.warnings.to_string().trim_end());
     }
@@ -47,7 +72,10 @@ pub fn pipeline(path: &Path, set: &[String], console: &Console) -> Result<Pipeli
 }
 
 /// The `--set NAME=VALUE` of a command line.
-fn overrides(set: &[String]) -> Result<Vec<(String, String)>, Failure> {
+///
+/// # Errors
+/// When one is not of that form.
+pub fn overrides(set: &[String]) -> Result<Vec<(String, String)>, Failure> {
     set.iter()
         .map(|text| match text.split_once('=') {
             Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),

@@ -88,25 +88,35 @@ pub async fn markdown(store: &Store, plan: &Plan) -> Result<Option<String>, Fail
 pub async fn metrics(store: &Store, plan: &Plan) -> Result<Vec<MetricRow>, Failure> {
     let mut rows = Vec::new();
     for stage in plan.stages.iter().filter(|s| s.kind == StageKind::Evaluate) {
-        for batch in table(store, stage, "metrics").await? {
-            let (system, metric) =
-                (column::<StringArray>(&batch, stage, "system")?, column::<StringArray>(&batch, stage, "metric")?);
-            let number = |name| column::<Float64Array>(&batch, stage, name);
-            let (value, low, high) = (number("value")?, number("low")?, number("high")?);
-            let (samples, missing) =
-                (column::<Int64Array>(&batch, stage, "samples")?, column::<Int64Array>(&batch, stage, "missing")?);
-            let at = |array: &Float64Array, i| array.is_valid(i).then(|| array.value(i));
-            rows.extend((0..batch.num_rows()).map(|i| MetricRow {
-                stage: stage.name.to_string(),
-                system: system.value(i).to_owned(),
-                metric: metric.value(i).to_owned(),
-                value: at(value, i),
-                low: at(low, i),
-                high: at(high, i),
-                samples: samples.value(i),
-                missing: missing.value(i),
-            }));
-        }
+        rows.extend(metrics_of(store, stage).await?);
+    }
+    Ok(rows)
+}
+
+/// The committed metrics of one `evaluate` stage; none when it has not got so far.
+///
+/// # Errors
+/// As [`markdown`].
+pub async fn metrics_of(store: &Store, stage: &PlannedStage) -> Result<Vec<MetricRow>, Failure> {
+    let mut rows = Vec::new();
+    for batch in table(store, stage, "metrics").await? {
+        let (system, metric) =
+            (column::<StringArray>(&batch, stage, "system")?, column::<StringArray>(&batch, stage, "metric")?);
+        let number = |name| column::<Float64Array>(&batch, stage, name);
+        let (value, low, high) = (number("value")?, number("low")?, number("high")?);
+        let (samples, missing) =
+            (column::<Int64Array>(&batch, stage, "samples")?, column::<Int64Array>(&batch, stage, "missing")?);
+        let at = |array: &Float64Array, i| array.is_valid(i).then(|| array.value(i));
+        rows.extend((0..batch.num_rows()).map(|i| MetricRow {
+            stage: stage.name.to_string(),
+            system: system.value(i).to_owned(),
+            metric: metric.value(i).to_owned(),
+            value: at(value, i),
+            low: at(low, i),
+            high: at(high, i),
+            samples: samples.value(i),
+            missing: missing.value(i),
+        }));
     }
     Ok(rows)
 }

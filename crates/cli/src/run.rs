@@ -24,10 +24,13 @@ use rallrec_core::{
     plan::Plan,
     run::{RunOutcome, TaskError},
 };
+use rallrec_stages::Device;
 use rallrec_store::{BucketSettings, Store};
 use serde_json::json;
 use std::{
+    collections::BTreeMap,
     fs::File,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -53,41 +56,103 @@ pub async fn run(place: &Place, args: &RunArgs, console: &Console) -> Result<(),
     let pipeline = load::pipeline(&args.pipeline.pipeline, &args.pipeline.set, console)?;
     let absent = if args.offline { Absent::Refuse } else { Absent::Pull };
     let pinned = load::pin_shown(&pipeline, &args.pipeline.pipeline, &place.home, &place.sources, absent, console)?;
-    let mut plan = Plan::new(&pipeline, &pinned.pins).map_err(|e| Failure::Invalid(e.to_string()))?;
+    let plan = Plan::new(&pipeline, &pinned.pins).map_err(|e| Failure::Invalid(e.to_string()))?;
+    let how = How { device, slots: args.slots, new: args.new, json: args.json };
+    let driven = drive(place, plan, pinned.places, &how, console).await?;
+    match &driven.end {
+        RunEnd::Failed { errors } => Err(Failure::Stage(failed_tasks(&driven.run, &driven.plan, errors))),
+        RunEnd::Done => {
+            show_result(&driven, args.json, console).await?;
+            let time = clock::duration(began.elapsed().as_secs_f64());
+            console.note(&format!("run {} done in {time}: {}", driven.run, driven.counts()));
+            console.note(&format!("store: {}", place.home.store()));
+            Ok(())
+        }
+        RunEnd::Cancelled | RunEnd::Fenced => Err(driven.stopped()),
+    }
+}
+
+/// How a plan is run.
+#[derive(Clone, Debug)]
+pub struct How {
+    /// Where to compute.
+    pub device: Device,
+    /// Tasks computed at the same time, if the user says so.
+    pub slots: Option<u32>,
+    /// Whether an unfinished run of the plan is left alone.
+    pub new: bool,
+    /// Whether events are printed as JSON.
+    pub json: bool,
+}
+
+/// A run that came to an end.
+#[derive(Debug)]
+pub struct Driven {
+    /// The run.
+    pub run: RunId,
+    /// Its plan.
+    pub plan: Arc<Plan>,
+    /// Its store.
+    pub store: Store,
+    /// How it ended.
+    pub end: RunEnd,
+    /// Tasks whose artifact was there.
+    pub reused: u64,
+    /// Tasks that were computed.
+    pub computed: u64,
+}
+
+impl Driven {
+    /// What it did, in words.
+    pub fn counts(&self) -> String {
+        format!("{} tasks computed, {} reused", thousands(self.computed), thousands(self.reused))
+    }
+
+    /// The failure of a run that neither is done nor has failed.
+    pub fn stopped(&self) -> Failure {
+        if matches!(self.end, RunEnd::Fenced) {
+            return Failure::Unreachable(format!("run {} was taken over by another process", self.run));
+        }
+        Failure::Interrupted { run: self.run.clone(), resume: resume_line(std::env::args()) }
+    }
+}
+
+/// Runs a plan here to its end; an unfinished run of the same plan goes on. Its pools are all this machine.
+///
+/// # Errors
+/// When it cannot be driven; that a task failed, or that it was cancelled, is an end.
+pub async fn drive(
+    place: &Place,
+    mut plan: Plan,
+    places: BTreeMap<String, PathBuf>,
+    how: &How,
+    console: &Console,
+) -> Result<Driven, Failure> {
     for stage in &mut plan.stages {
         stage.resources.pool = POOL.to_owned();
     }
     let store = stores::to_work_in(place).await?;
-    let chosen = choose_in_peace(&store, &RunLocks::new(&place.home), &plan, args.new).await?;
+    let chosen = choose_in_peace(&store, &RunLocks::new(&place.home), &plan, how.new).await?;
     let verb = if chosen.resumed { "resuming run" } else { "run" };
     let stages = counted(plan.stages.len() as u64, "stage");
     console.note(&format!("{verb} {} of {}, {stages}", chosen.run, plan.pipeline));
-    let view = Arc::new(Mutex::new(RunView::new(&plan, args.json, console)));
-    let session = Session { store, plan: Arc::new(plan), run: chosen.run.clone(), slots: slots(args.slots) };
-    let ended = session.drive(device, pinned.places, &view, console).await;
+    let view = Arc::new(Mutex::new(RunView::new(&plan, how.json, console)));
+    let session = Session { store, plan: Arc::new(plan), run: chosen.run.clone(), slots: slots(how.slots) };
+    let ended = session.drive(how.device.clone(), places, &view, console).await;
     locked(&view, RunView::finish);
-    match ended? {
-        RunEnd::Cancelled => Err(Failure::Interrupted { run: chosen.run, resume: resume_line(std::env::args()) }),
-        RunEnd::Fenced => Err(Failure::Unreachable(format!("run {} was taken over by another process", chosen.run))),
-        RunEnd::Failed { errors } => Err(Failure::Stage(failed_tasks(&chosen.run, &session.plan, &errors))),
-        RunEnd::Done => {
-            show_result(&session, args.json, console).await?;
-            let (reused, computed) = locked(&view, |view| view.totals());
-            let time = clock::duration(began.elapsed().as_secs_f64());
-            let counts = format!("{} tasks computed, {} reused", thousands(computed), thousands(reused));
-            console.note(&format!("run {} done in {time}: {counts}", chosen.run));
-            console.note(&format!("store: {}", place.home.store()));
-            Ok(())
-        }
-    }
+    let (reused, computed) = locked(&view, |view| view.totals());
+    Ok(Driven { run: session.run, plan: session.plan, store: session.store, end: ended?, reused, computed })
 }
 
 /// The report's table, or for programs the metrics.
-async fn show_result(session: &Session, json: bool, console: &Console) -> Result<(), Failure> {
+///
+/// # Errors
+/// When the store cannot be reached.
+pub async fn show_result(driven: &Driven, json: bool, console: &Console) -> Result<(), Failure> {
     if json {
-        let metrics = report::metrics(&session.store, &session.plan).await?;
-        console.print(&json!({ "event": "report", "run": session.run, "metrics": metrics }).to_string());
-    } else if let Some(markdown) = report::markdown(&session.store, &session.plan).await? {
+        let metrics = report::metrics(&driven.store, &driven.plan).await?;
+        console.print(&json!({ "event": "report", "run": driven.run, "metrics": metrics }).to_string());
+    } else if let Some(markdown) = report::markdown(&driven.store, &driven.plan).await? {
         console.print(&markdown);
     }
     Ok(())

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Name of a stage in its pipeline: lower-case letters, digits, `_` and `-`.
+/// Name of a stage in its pipeline: lower-case letters, digits, `_` and `-`. In a sweep `@` and a number may follow, which
+/// tell the variants of a stage apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StageName(pub String);
@@ -36,6 +37,20 @@ pub struct Attempt(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TimeMs(pub u64);
+
+impl StageName {
+    /// The variant of a sweep's stage that is first needed by the point of this number.
+    #[must_use]
+    pub fn variant(&self, point: usize) -> Self {
+        Self(format!("{}@{point}", self.0))
+    }
+
+    /// The name in the pipeline file. It is what stands in outputs, so that a variant makes what its stage alone would.
+    #[must_use]
+    pub fn in_file(&self) -> Self {
+        Self(self.0.split('@').next().unwrap_or_default().to_owned())
+    }
+}
 
 /// Half-open range of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

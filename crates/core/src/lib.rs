@@ -19,5 +19,6 @@ pub mod rng;
 pub mod run;
 pub mod schema;
 pub mod spec;
+pub mod sweep;
 pub mod task;
 pub mod template;

@@ -7,7 +7,7 @@
 //! [`PlannedStage::fields`] holds everything that decides what a stage's *rows* are: `kind`, `version`, `with.NAME` for
 //! each keyed parameter (compact JSON, so floats in their shortest form; one that was added later only where it is not its default), `seed` for kinds that draw, `model.digest` and `model.precision`
 //! (of a remote model `model.provider`, `model.model`, `model.revision` and `model.tokenizer`), `data.digest`, and for each input `needs.PORT` = `KEY#TABLE`. An input that takes a list has `needs.PORT.I` =
-//! `STAGE=KEY#TABLE`: the stage's name stands in the output, as the system's name. [`PlannedStage::row_key`] is their hash.
+//! `STAGE=KEY#TABLE`: the stage's name stands in the output, as the system's name (of a variant in a sweep, the name alone). [`PlannedStage::row_key`] is their hash.
 //!
 //! [`PlannedStage::stage_key`] tells whole tables apart: rows, and how many of them. A row-wise stage hashes `row_key`,
 //! its `scope` parameters (limits) and the stage key of its driving input; for a kind that is one task it *is* the row
@@ -19,11 +19,13 @@
 
 mod build;
 mod explain;
+mod join;
 mod learn;
 
 pub(crate) use build::topological;
 pub use build::{Pins, PlanError};
 pub use explain::{FieldChange, why_changed};
+pub use join::Joined;
 pub use learn::{GPU_HELD, HOST_PEAK, Measured};
 
 use crate::{

@@ -57,9 +57,80 @@ pub fn json_schema() -> Value {
                 "minProperties": 1,
                 "propertyNames": { "pattern": NAME },
                 "additionalProperties": { "$ref": "#/$defs/stage" }
-            }
+            },
+            "sweep": sweep()
         },
         "$defs": defs
+    })
+}
+
+/// What `rallrec sweep` tries.
+fn sweep() -> Value {
+    let scalar = json!({ "type": ["string", "number", "boolean"] });
+    let values = json!({ "type": "array", "minItems": 1, "items": scalar });
+    let between = |more: Value| {
+        let mut properties = json!({
+            "from": { "anyOf": [{ "type": "number" }, placeholder()], "description": "Smallest." },
+            "to": { "anyOf": [{ "type": "number" }, placeholder()], "description": "Largest." },
+            "scale": { "enum": ["linear", "log"], "default": "linear", "description": "Evenly by the number, or by its logarithm." }
+        });
+        if let (Some(all), Value::Object(more)) = (properties.as_object_mut(), more) {
+            all.extend(more);
+        }
+        json!({ "type": "object", "required": ["from", "to"], "additionalProperties": false, "properties": properties })
+    };
+    let steps = between(json!({ "points": number("integer", (1.0, 1000.0), 5, "How many values.") }));
+    let drawn =
+        between(json!({ "whole": { "type": "boolean", "default": false, "description": "Whole numbers only." } }));
+    let point = json!({ "type": "object", "propertyNames": { "pattern": NAME }, "additionalProperties": scalar });
+    json!({
+        "type": "object",
+        "description": "Values of parameters that `rallrec sweep` tries; `run` leaves it out.",
+        "additionalProperties": false,
+        "properties": {
+            "grid": { "type": "object", "description": "Axes: every combination of their values.", "propertyNames": { "pattern": NAME }, "additionalProperties": { "anyOf": [values, steps] } },
+            "list": { "type": "array", "minItems": 1, "items": point, "description": "Points written out, each combined with every point of the grid." },
+            "random": {
+                "type": "object",
+                "description": "Values that are drawn.",
+                "required": ["draws", "axes"],
+                "additionalProperties": false,
+                "properties": {
+                    "draws": number("integer", (1.0, 10_000.0), 10, "Draws for each point of list and grid."),
+                    "seed": number("integer", bounds::SEED, DEFAULT_SEED, "Seed of the draws."),
+                    "axes": { "type": "object", "propertyNames": { "pattern": NAME }, "additionalProperties": { "anyOf": [values, drawn] } }
+                }
+            },
+            "when": {
+                "type": "object",
+                "description": "Axes that count only where another parameter has one of some values.",
+                "propertyNames": { "pattern": NAME },
+                "additionalProperties": { "type": "object", "propertyNames": { "pattern": NAME }, "additionalProperties": { "anyOf": [scalar, values] } }
+            },
+            "best": {
+                "type": "object",
+                "description": "Which point is best.",
+                "required": ["system"],
+                "additionalProperties": false,
+                "properties": {
+                    "stage": { "type": "string", "description": "The `evaluate` stage; needed where there are several." },
+                    "system": { "type": "string", "description": "The stage that predicts." },
+                    "metric": { "enum": ["auc", "accuracy", "logloss"], "default": "auc" },
+                    "then": { "enum": ["nothing", "whole"], "default": "nothing", "description": "`whole`: points run only what `stage` needs, and the best one then the whole pipeline." }
+                }
+            },
+            "halving": {
+                "type": "object",
+                "description": "Successive halving: all points with the first value, the best of them with the next.",
+                "required": ["param", "values"],
+                "additionalProperties": false,
+                "properties": {
+                    "param": { "type": "string" },
+                    "values": values,
+                    "keep": { "type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": 0.5 }
+                }
+            }
+        }
     })
 }
 

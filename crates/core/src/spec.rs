@@ -5,7 +5,7 @@
 //! table that it is checked against lives in [`crate::kind`] and [`crate::params`].
 //!
 //! The way of a file: `node` (text to a tree with places), `syntax` and `recover` (tell a syntax error and go on), `values` (scalars,
-//! `${…}`, types, ranges), `lower`, `models` and `stage` (keys), `rules` (what fields mean together), `graph` (references
+//! `${…}`, types, ranges), `lower`, `models`, `stage` and `sweep` (keys), `rules` (what fields mean together), `graph` (references
 //! between stages). All of them report to one `diagnostics` collector and go on. [`gate`] reads the gate files of `compare` by the same means.
 
 mod diagnostics;
@@ -18,6 +18,7 @@ mod node;
 mod recover;
 mod rules;
 mod stage;
+mod sweep;
 mod syntax;
 mod values;
 
@@ -29,6 +30,7 @@ use crate::{
     models::Model,
     params::StageParams,
     plan::{Resources, Retry},
+    sweep::Sweep,
 };
 use diagnostics::Collector;
 
@@ -63,6 +65,8 @@ pub struct Pipeline {
     pub data: Vec<Source>,
     /// Stages, in the order of the file, which need not be an order in which they can run.
     pub stages: Vec<Stage>,
+    /// What to try, for `rallrec sweep`; `run` takes the parameters as the file has them.
+    pub sweep: Option<Sweep>,
     /// What the file says without effect.
     pub warnings: Diagnostics,
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 /// Format of [`Plan`].
-const PLAN_VERSION: u32 = 1;
+pub(super) const PLAN_VERSION: u32 = 1;
 
 /// Digests (SHA-256, hexadecimal) of the content behind each declared name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -26,7 +26,7 @@ impl RunState {
             };
             Some(TaskInput {
                 port: need.port.clone(),
-                stage: self.plan.stages[need.stage as usize].name.clone(),
+                stage: self.plan.stages[need.stage as usize].name.in_file(),
                 table: need.table.clone(),
                 mode: need.mode,
                 shards,

@@ -187,7 +187,7 @@ fn gate(reader: &mut Reader, entries: &[Entry]) -> Option<Gate> {
     reader.unknown_keys(entries, KEYS, "the gate");
     version(reader, entries);
     let number = |reader: &mut Reader, name: &'static str, default, range| {
-        get(entries, name).map_or(Some(default), |node| float(reader, node, name, range))
+        get(entries, name).map_or(Some(default), |node| reader.float(node, name, range))
     };
     let confidence = number(reader, "confidence", 0.99, (0.5, 0.9999));
     let power = number(reader, "power", 0.9, (0.5, 0.999));
@@ -198,7 +198,7 @@ fn gate(reader: &mut Reader, entries: &[Entry]) -> Option<Gate> {
     let resamples = whole(reader, "resamples", 2000, (100.0, 1_000_000.0));
     let seed = whole(reader, "seed", DEFAULT_SEED, SEED);
     let unit = get(entries, "resample")
-        .map_or(Some("samples".to_owned()), |node| word(reader, node, "resample", &["samples", "users"]));
+        .map_or(Some("samples".to_owned()), |node| reader.word(node, "resample", &["samples", "users"]));
     let common = get(entries, "on_common_samples").map_or(Some(false), |node| {
         let expected = Expected { name: "on_common_samples", kind: &ValueKind::Bool, range: None, empty: false };
         reader.typed(node, &expected)?.as_bool()
@@ -356,7 +356,7 @@ fn limits(reader: &mut Reader, at: Span, fields: &[Entry]) -> Option<(Measure, f
     let Some(node) = get(fields, "metric") else {
         return missing(reader, at, "metric", &format!("one of {}", list(&words)));
     };
-    let found = word(reader, node, "metric", &["auc", "log_loss", "accuracy"])?;
+    let found = reader.word(node, "metric", &["auc", "log_loss", "accuracy"])?;
     let measure = MEASURES.into_iter().find(|m| m.word() == found)?;
     let name = measure.limit();
     if let Some(other) = fields.iter().find(|e| matches!(&*e.key, "max_drop" | "max_rise") && &*e.key != name) {
@@ -368,7 +368,7 @@ fn limits(reader: &mut Reader, at: Span, fields: &[Entry]) -> Option<(Measure, f
     let Some(node) = get(fields, name) else {
         return missing(reader, at, name, "say how much worse may pass, for example 0.005");
     };
-    let tolerated = float(reader, node, name, (0.0, 100.0))?;
+    let tolerated = reader.float(node, name, (0.0, 100.0))?;
     let Some(detect) = get(fields, "detect") else {
         if tolerated == 0.0 {
             return missing(
@@ -381,7 +381,7 @@ fn limits(reader: &mut Reader, at: Span, fields: &[Entry]) -> Option<(Measure, f
         return Some((measure, tolerated, 2.0 * tolerated));
     };
     let at = detect.span;
-    let detect = float(reader, detect, "detect", (0.0, 100.0))?;
+    let detect = reader.float(detect, "detect", (0.0, 100.0))?;
     if detect <= tolerated {
         let help = Some(format!("raise it: nothing up to `{name}` is ever found"));
         reader.out.error(at, format!("`detect` must be above `{name}`, which is {tolerated}"), help);
@@ -393,16 +393,6 @@ fn limits(reader: &mut Reader, at: Span, fields: &[Entry]) -> Option<(Measure, f
 fn missing<T>(reader: &mut Reader, at: Span, name: &str, help: &str) -> Option<T> {
     reader.out.error(at, format!("the key `{name}` is missing here"), Some(help.to_owned()));
     None
-}
-
-fn float(reader: &mut Reader, node: &Node, name: &str, range: (f64, f64)) -> Option<f64> {
-    reader.typed(node, &Expected { name, kind: &ValueKind::Float, range: Some(range), empty: false })?.as_f64()
-}
-
-fn word(reader: &mut Reader, node: &Node, name: &str, words: &'static [&'static str]) -> Option<String> {
-    let kind = ValueKind::Choice(words);
-    let value = reader.typed(node, &Expected { name, kind: &kind, range: None, empty: false })?;
-    value.as_str().map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -51,9 +51,9 @@ pub(super) fn connect(
         .enumerate()
         .map(|(i, draft)| draft.needs.iter().map(|need| resolve(reader, &known, i, need)).collect())
         .collect();
-    for (draft, targets) in drafts.iter().zip(&targets) {
-        repetitions(reader, &drafts, draft, targets);
-        leak(reader, &drafts, draft, targets);
+    for (draft, own) in drafts.iter().zip(&targets) {
+        repetitions(reader, &drafts, draft, own);
+        leak(reader, &drafts, draft, own, &targets);
     }
     let order = order(&targets);
     if order.len() < drafts.len() {
@@ -221,16 +221,42 @@ fn repetitions(reader: &mut Reader, drafts: &[Draft], draft: &Draft, targets: &[
 }
 
 /// Training on validation or test samples: the leak that the method forbids.
-fn leak(reader: &mut Reader, drafts: &[Draft], draft: &Draft, targets: &[Option<Target>]) {
-    for (need, target) in draft.needs.iter().zip(targets).filter(|(need, _)| need.port.name == "train") {
-        let Some((stage, table)) = *target else { continue };
-        let Some(from) = drafts.get(stage) else { continue };
-        let Some((name, _)) = from.kind.info().outputs.get(table).filter(|(name, _)| *name != "train") else {
+fn leak(reader: &mut Reader, drafts: &[Draft], draft: &Draft, targets: &[Option<Target>], all: &[Vec<Option<Target>>]) {
+    let learned = |name| name == "train" || (draft.kind == StageKind::Tune && name == "prompts");
+    for (need, target) in draft.needs.iter().zip(targets).filter(|(need, _)| learned(need.port.name)) {
+        let Some((from, table, direct)) = target.and_then(|target| origin(drafts, all, target)) else { continue };
+        if table == "train" {
             continue;
-        };
-        let message = format!("`train` would learn from `{}.{name}`, which is kept apart for evaluation", from.name);
-        reader.out.error(need.span, message, Some(format!("did you mean `{}.train`?", from.name)));
+        }
+        let (port, source) = (need.port.name, &from.name);
+        let through = if direct { "" } else { "samples of " };
+        let message =
+            format!("`{port}` would learn from {through}`{source}.{table}`, which is kept apart for evaluation");
+        let help =
+            if direct { format!("did you mean `{source}.train`?") } else { format!("take {through}`{source}.train`") };
+        reader.out.error(need.span, message, Some(help));
     }
+}
+
+/// The data set's table that samples come from, followed through the stages that pick them or make prompts of them, and
+/// whether it is the target itself.
+fn origin<'d>(
+    drafts: &'d [Draft],
+    all: &[Vec<Option<Target>>],
+    target: Target,
+) -> Option<(&'d Draft, &'static str, bool)> {
+    let (mut stage, mut table) = target;
+    // As many steps as there are stages: more would go round in a circle, which is told elsewhere.
+    for step in 0..drafts.len() {
+        let draft = drafts.get(stage)?;
+        if draft.kind == StageKind::Dataset {
+            return Some((draft, draft.kind.info().outputs.get(table)?.0, step == 0));
+        }
+        let mut needs = draft.needs.iter().zip(all.get(stage)?);
+        let (_, next) = needs.find(|(need, _)| matches!(need.port.name, "samples" | "prompts"))?;
+        (stage, table) = (*next)?;
+    }
+    None
 }
 
 /// Positions of the stages, each after what it needs; those in or behind a circle are left out.

@@ -7,6 +7,7 @@ use super::{
     node::{Content, Entry, Node},
     recover::Recovered,
     stage::{self, Draft, Surroundings},
+    sweep,
     values::{Expected, Param, Reader, get, is_name, name_help, resolve},
 };
 use crate::field::ValueKind;
@@ -17,7 +18,7 @@ use std::{
 };
 
 /// Keys of a file.
-const KEYS: &[&str] = &["rallrec", "name", "seed", "params", "models", "data", "limits", "stages"];
+const KEYS: &[&str] = &["rallrec", "name", "seed", "params", "models", "data", "limits", "stages", "sweep"];
 const START: Span = Span { line: 1, column: 1, width: 1 };
 
 /// Names of declared models or data sets.
@@ -94,6 +95,7 @@ fn pipeline(
     };
     let Drafts { drafts, broken, used } = stages(reader, entries, &around)?;
     let stages = graph::connect(reader, drafts, &broken, lost_names);
+    let sweep = get(entries, "sweep").and_then(|node| sweep::read(reader, node, stages.as_deref()));
     warn_unused(reader, &model_names, "model", |name| used.contains(&("model", name.to_owned())));
     warn_unused(reader, &limit_names, "limit", |name| used.contains(&("limits", name.to_owned())));
     warn_unused(reader, &data_names, "data set", |name| used.contains(&("data", name.to_owned())));
@@ -103,7 +105,7 @@ fn pipeline(
         let message = format!("the parameter `{name}` is never used");
         reader.out.warning(span, message, Some(format!("write `${{{name}}}` where its value belongs, or remove it")));
     }
-    Some(Pipeline { name: name?, models, data, stages: stages?, warnings: super::Diagnostics::default() })
+    Some(Pipeline { name: name?, models, data, stages: stages?, sweep, warnings: super::Diagnostics::default() })
 }
 
 fn unknown_keys(reader: &mut Reader, entries: &[Entry]) {

@@ -155,6 +155,18 @@ impl Reader {
         self.typed(node, &Expected { name, kind: &ValueKind::Int, range: Some(range), empty: false })?.as_u64()
     }
 
+    /// A number, within a range.
+    pub(super) fn float(&mut self, node: &Node, name: &str, range: (f64, f64)) -> Option<f64> {
+        self.typed(node, &Expected { name, kind: &ValueKind::Float, range: Some(range), empty: false })?.as_f64()
+    }
+
+    /// One of some words.
+    pub(super) fn word(&mut self, node: &Node, name: &str, words: &'static [&'static str]) -> Option<String> {
+        let kind = ValueKind::Choice(words);
+        let value = self.typed(node, &Expected { name, kind: &kind, range: None, empty: false })?;
+        value.as_str().map(str::to_owned)
+    }
+
     /// A text that is not empty.
     pub(super) fn text(&mut self, node: &Node, name: &str) -> Option<String> {
         match self.typed(node, &Expected { name, kind: &ValueKind::Text, range: None, empty: false })? {
@@ -165,6 +177,19 @@ impl Reader {
             Value::String(text) => Some(text),
             _ => None,
         }
+    }
+
+    /// A number, a text, `true` or `false`.
+    pub(super) fn any(&mut self, node: &Node, name: &str) -> Option<Value> {
+        let value = self.scalar(node);
+        if matches!(node.content, Content::Scalar { .. }) && value.as_ref().is_none_or(|v| !v.is_null()) {
+            return value;
+        }
+        if !matches!(node.content, Content::Broken) {
+            let message = format!("`{name}` must be a number, a text, `true` or `false`, not {}", node.describe());
+            self.out.error(node.span, message, None);
+        }
+        None
     }
 
     /// A scalar with its `${…}` filled in.
