@@ -318,7 +318,7 @@ impl<A: Artifacts, J: Journal> Driver<A, J> {
 
     /// Builds the next signal, and does nothing else.
     async fn next_signal(&mut self, turn: &mut Turn<A>) -> Signal {
-        // A retry that is due already waits for a free slot, and so for a report.
+        // A retry that is due already waits for a free slot of its lane, and so for a report or a grant.
         let retry = turn.state.next_retry_ms(self.clock.now());
         tokio::select! {
             biased;

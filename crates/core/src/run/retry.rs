@@ -56,9 +56,20 @@ pub(super) fn next(
 /// Those whose wait is over: the time has come, or it is further away than any wait is long, because a clock told it that
 /// was ahead of this one, or this one was put back.
 pub(super) fn due(waiting: &BTreeSet<(TimeMs, TaskId)>, now: TimeMs) -> impl Iterator<Item = &(TimeMs, TaskId)> {
-    let after = |at: u64| (TimeMs(at), TaskId { stage: 0, shard: 0 });
-    let come = waiting.range(..after(now.0.saturating_add(1)));
-    come.chain(waiting.range(after(now.0.saturating_add(MAX_BACKOFF_MS + 1))..))
+    let (soon, never) = not_due(now);
+    waiting.range(..soon).chain(waiting.range(never..))
+}
+
+/// When the next of those that still wait is due.
+pub(super) fn next_due(waiting: &BTreeSet<(TimeMs, TaskId)>, now: TimeMs) -> Option<TimeMs> {
+    let (soon, never) = not_due(now);
+    waiting.range(soon..never).next().map(|(at, _)| *at)
+}
+
+/// Ends of the waits that are not over.
+fn not_due(now: TimeMs) -> ((TimeMs, TaskId), (TimeMs, TaskId)) {
+    let from = |at: u64| (TimeMs(at), TaskId { stage: 0, shard: 0 });
+    (from(now.0.saturating_add(1)), from(now.0.saturating_add(MAX_BACKOFF_MS + 1)))
 }
 
 /// Capped exponential wait with jitter: between half of the nominal wait and all of it, drawn from (key, attempt) so

@@ -233,14 +233,11 @@ impl RunState {
         self.index.waiting.get(stage as usize).copied().unwrap_or(0)
     }
 
-    /// Milliseconds until the first task that waits for its next attempt becomes ready; `None` when none waits, or one is
-    /// ready already.
+    /// Milliseconds until the next wait of a task for its next attempt is over; `None` when none waits. What is ready already
+    /// does not count: it waits for a slot of its own lane, and what becomes ready later may have one in another.
     pub fn next_retry_ms(&self, now: TimeMs) -> Option<u64> {
-        if self.index.delayed.iter().any(|waiting| retry::due(waiting, now).next().is_some()) {
-            return None;
-        }
-        let first = self.index.delayed.iter().filter_map(|waiting| waiting.first()).map(|(at, _)| *at).min()?;
-        Some(first.0 - now.0)
+        let next = self.index.delayed.iter().filter_map(|waiting| retry::next_due(waiting, now)).min()?;
+        Some(next.0 - now.0)
     }
 
     /// The attempts at a task that are under way: none, one, or two, the first one first.

@@ -129,6 +129,32 @@ fn transient_failures_wait_and_then_use_up_the_attempts() {
     assert!(matches!(state.task(SOURCE), Some(TaskState::Failed(_))));
 }
 
+/// Found by seed 22341 of the simulation: one task was due in a lane that no worker asked, and nobody looked when the next
+/// one, of a lane with a free worker, became due. The run stood still.
+#[test]
+fn a_task_that_is_due_and_has_no_slot_hides_no_later_one() {
+    let mut other = source();
+    other.resources.pool = "gpu".into();
+    let mut state = start(vec![source(), other]);
+    let tasks = [SOURCE, TaskId { stage: 1, shard: 0 }];
+    for task in tasks {
+        probe(&mut state, task, None);
+    }
+    for (now, pool) in [(0, "cpu"), (400, "gpu")] {
+        tell(&mut state, now, Input::Capacity { slots: pool.into(), free: 1 }).unwrap();
+    }
+    for (now, task) in [(0, tasks[0]), (400, tasks[1])] {
+        tell(&mut state, now, report(task, 1, failed(FailureClass::Transient))).unwrap();
+        probe(&mut state, task, None);
+    }
+    let first = 400 + state.next_retry_ms(TimeMs(400)).unwrap();
+    let second = first + state.next_retry_ms(TimeMs(first)).expect("the second still waits");
+    assert!(second > first);
+    let events = tell(&mut state, second, Input::Capacity { slots: "gpu".into(), free: 1 }).unwrap();
+    assert!(matches!(&events[..], [Event::TaskDispatched { task, .. }] if *task == tasks[1]), "{events:?}");
+    assert_eq!(state.next_retry_ms(TimeMs(second)), None);
+}
+
 #[test]
 fn losses_do_not_use_up_attempts_but_three_are_quarantine() {
     let mut state = start(vec![source()]);
