@@ -6,6 +6,8 @@ use plotters::prelude::*;
 use serde_json::Value;
 
 const SIZE: (u32, u32) = (760, 440);
+/// Width of the names of the lines, beside the plot.
+const LEGEND: i32 = 170;
 /// Text, axes and grid.
 const INK: RGBColor = RGBColor(128, 128, 128);
 /// One a line, told apart with common kinds of colour blindness too.
@@ -120,8 +122,16 @@ fn draw(
         [low, high]
     })));
     let text = |size: i32| ("sans-serif", size).into_font().color(&INK);
+    let mut series: Vec<&str> = Vec::new();
+    for dot in dots {
+        if !series.contains(&dot.series.as_str()) {
+            series.push(&dot.series);
+        }
+    }
+    let told = (2..=COLOURS.len()).contains(&series.len());
     let mut chart = ChartBuilder::on(&area)
         .margin(14)
+        .margin_right(if told { LEGEND } else { 14 })
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(across, up)?;
@@ -140,24 +150,13 @@ fn draw(
         })
         .x_label_formatter(&|place| scale.label(*place))
         .draw()?;
-    let mut series: Vec<&str> = Vec::new();
-    for dot in dots {
-        if !series.contains(&dot.series.as_str()) {
-            series.push(&dot.series);
-        }
-    }
-    let told = (2..=COLOURS.len()).contains(&series.len());
     for (name, colour) in series.iter().zip(COLOURS.iter().cycle()) {
         let mut line: Vec<&Dot> = dots.iter().filter(|dot| dot.series == **name).collect();
         line.sort_by(|a, b| scale.place(&a.at).total_cmp(&scale.place(&b.at)));
         let places: Vec<(f64, f64)> = line.iter().map(|dot| (scale.place(&dot.at), dot.value)).collect();
-        let drawn = chart.draw_series([PathElement::new(places.clone(), colour.stroke_width(2))])?;
-        if told {
-            let colour = *colour;
-            drawn.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
-        }
-        // With many lines their intervals would hide them.
-        if series.len() <= COLOURS.len() {
+        chart.draw_series([PathElement::new(places.clone(), colour.stroke_width(2))])?;
+        // Of several lines they would hide each other.
+        if series.len() == 1 {
             chart.draw_series(line.iter().filter_map(|dot| {
                 let (low, high) = dot.interval?;
                 let at = scale.place(&dot.at);
@@ -167,7 +166,11 @@ fn draw(
         chart.draw_series(places.iter().map(|place| Circle::new(*place, 3, colour.filled())))?;
     }
     if told {
-        chart.configure_series_labels().label_font(text(12)).border_style(INK.mix(0.4)).draw()?;
+        for ((name, colour), row) in series.iter().zip(&COLOURS).zip(0..) {
+            let (left, line) = (SIZE.0 as i32 - LEGEND + 8, 28 + 20 * row);
+            area.draw(&PathElement::new([(left, line), (left + 16, line)], colour.stroke_width(2)))?;
+            area.draw(&Text::new((*name).to_owned(), (left + 22, line - 6), text(12)))?;
+        }
     }
     area.present()?;
     Ok(())
