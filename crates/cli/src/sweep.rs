@@ -24,9 +24,9 @@ use rallrec_core::{
     spec::Pipeline,
     sweep::{Point, Sweep},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Instant,
 };
 use table::{Found, Tried};
@@ -113,7 +113,7 @@ impl Trial<'_> {
         let mut told = BTreeSet::new();
         for budget in budgets(sweep) {
             for (number, point) in (1..).zip(points) {
-                let point = budget.iter().fold(point.clone(), |point, (name, value)| point.with(name, value));
+                let point = with_budget(point, budget);
                 if let Err(failure) = self.compile(&point) {
                     told.insert((number, format!("point {number} ({point}):\n{failure}")));
                 }
@@ -129,7 +129,7 @@ impl Trial<'_> {
         Err(Failure::Pipeline(lines.join("\n")))
     }
 
-    /// What a point counts for comes behind `--set`, so that an axis is never fixed by one.
+    /// A point's values come behind those of `--set`, and so count more.
     fn compile(&self, point: &Point) -> Result<Pipeline, Failure> {
         self.text.compile(&[self.set.clone(), point.overrides()].concat())
     }
@@ -139,12 +139,11 @@ impl Trial<'_> {
         let mut alive: Vec<(usize, Point)> = (1..).zip(points).collect();
         let mut rounds = Vec::new();
         for budget in budgets(sweep) {
-            let points = alive.iter().map(|(number, point)| {
-                (*number, budget.iter().fold(point.clone(), |point, (name, value)| point.with(name, value)))
-            });
-            let mut tried = Vec::new();
-            let points: Vec<(usize, Point)> = points.collect();
-            for some in points.chunks(self.args.max_parallel.map_or(points.len(), |n| n as usize).max(1)) {
+            let points: Vec<(usize, Point)> =
+                alive.iter().map(|(number, point)| (*number, with_budget(point, budget))).collect();
+            let at_once = self.args.max_parallel.map_or(points.len(), |n| n as usize).max(1);
+            let mut tried = Vec::with_capacity(points.len());
+            for some in points.chunks(at_once) {
                 tried.extend(self.at_once(sweep, some).await?);
             }
             if let (Some(halving), Some(best)) = (&sweep.halving, &sweep.best) {
@@ -160,7 +159,7 @@ impl Trial<'_> {
     async fn at_once(&mut self, sweep: &Sweep, points: &[(usize, Point)]) -> Result<Vec<Tried>, Failure> {
         let only = sweep.best.as_ref().filter(|best| best.then_whole);
         let mut plans = Vec::with_capacity(points.len());
-        let mut places = std::collections::BTreeMap::new();
+        let mut places = BTreeMap::new();
         for (number, point) in points {
             let (plan, pinned) = self.plan(point)?;
             let plan = only.and_then(|best| plan.up_to(&best.stage)).unwrap_or(plan);
@@ -218,8 +217,15 @@ impl Trial<'_> {
     }
 }
 
-/// The budget of each round: of each rung of successive halving, or none.
-fn budgets(sweep: &Sweep) -> Vec<Option<(&str, &serde_json::Value)>> {
+/// The parameter that is a round's budget, and its value; rounds without successive halving have none.
+type Budget<'s> = Option<(&'s str, &'s Value)>;
+
+fn with_budget(point: &Point, budget: Budget<'_>) -> Point {
+    budget.map_or_else(|| point.clone(), |(name, value)| point.with(name, value))
+}
+
+/// The budget of each round.
+fn budgets(sweep: &Sweep) -> Vec<Budget<'_>> {
     match &sweep.halving {
         Some(halving) => halving.values.iter().map(|value| Some((halving.param.as_str(), value))).collect(),
         None => vec![None],

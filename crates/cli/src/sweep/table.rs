@@ -215,10 +215,11 @@ impl<'a> Found<'a> {
     pub(super) fn failures(&self) -> Option<String> {
         let failed: Vec<&Tried> = self.rounds.iter().flatten().filter(|tried| tried.failure.is_some()).collect();
         let all: usize = self.rounds.iter().map(Vec::len).sum();
-        let first = failed.first()?;
+        if failed.is_empty() {
+            return None;
+        }
         let mut lines = vec![format!("{} of {all} points failed", failed.len())];
-        let told = [*first].into_iter().chain(failed.iter().skip(1).copied()).take(TOLD);
-        lines.extend(told.map(|tried| {
+        lines.extend(failed.iter().take(TOLD).map(|tried| {
             let why = tried.failure.as_deref().unwrap_or_default();
             format!("  point {} ({}): {why}", tried.number, tried.point)
         }));

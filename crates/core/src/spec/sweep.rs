@@ -77,7 +77,7 @@ fn axis(reader: &mut Reader, entry: &Entry, axes: &mut Axes, again: bool) -> Opt
     }
 }
 
-/// The declared parameter of an entry's name. It need not be used elsewhere: trying it is a use.
+/// The value that the parameter of an entry's name has in the file.
 fn declared(reader: &mut Reader, entry: &Entry) -> Option<Value> {
     known(reader, &entry.key, entry.key_span)
 }
