@@ -12,12 +12,13 @@ use crate::{
 };
 use rallrec_core::{
     plan::Pins,
-    spec::{Pipeline, compile},
+    spec::{Pipeline, compile_whole},
 };
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 /// What a pipeline's declared models and data sets turned out to be.
@@ -29,11 +30,12 @@ pub struct Pinned {
     pub places: BTreeMap<String, PathBuf>,
 }
 
-/// A pipeline file, as it was read.
-#[derive(Clone, Debug)]
+/// A pipeline file with the files that it includes, each read once.
+#[derive(Debug)]
 pub struct Text {
     name: String,
     text: String,
+    included: Mutex<BTreeMap<PathBuf, Result<String, String>>>,
 }
 
 impl Text {
@@ -44,9 +46,8 @@ impl Text {
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|e| Failure::Invalid(format!("{name}: not UTF-8 text (byte {})", e.utf8_error().valid_up_to())))?;
-        Ok(Self { name, text })
+        let text = text(bytes).map_err(|reason| Failure::Invalid(format!("{name}: {reason}")))?;
+        Ok(Self { name, text, included: Mutex::default() })
     }
 
     /// The pipeline with these values of its parameters.
@@ -54,8 +55,20 @@ impl Text {
     /// # Errors
     /// [`Failure::Pipeline`] with every finding.
     pub fn compile(&self, overrides: &[(String, String)]) -> Result<Pipeline, Failure> {
-        compile(&self.name, &self.text, overrides).map_err(|found| Failure::Pipeline(found.to_string()))
+        let read = |path: &Path| self.included(path);
+        compile_whole(&self.name, &self.text, overrides, &read).map_err(|found| Failure::Pipeline(found.to_string()))
     }
+
+    /// The text of an included file: what it was when it was first asked for.
+    fn included(&self, path: &Path) -> Result<String, String> {
+        let mut included = self.included.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = || fs::read(path).map_err(|e| e.to_string()).and_then(text);
+        included.entry(path.to_owned()).or_insert_with(read).clone()
+    }
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(bytes).map_err(|e| format!("not UTF-8 text (byte {})", e.utf8_error().valid_up_to()))
 }
 
 /// Reads and compiles a pipeline file. Warnings are printed.

@@ -174,7 +174,7 @@ kinds! {
     /// Some samples at random.
     Sample = "sample" { version: 1, inputs: [port("samples", T::Samples, Whole)], outputs: ["samples": Samples], random };
     /// Each sample's history and prompt.
-    Retrieve = "retrieve" { version: 1, inputs: [port("samples", T::Samples, Drive), port("items", T::Items, Whole), port("users", T::Users, Whole), port("interactions", T::Interactions, Whole), optional(port("index", T::Index, Whole))], outputs: ["prompts": Prompts] };
+    Retrieve = "retrieve" { version: 1, inputs: [port("samples", T::Samples, Drive), port("items", T::Items, Whole), port("users", T::Users, Whole), port("interactions", T::Interactions, Whole), optional(port("index", T::Index, Whole)), optional(port("other_index", T::Index, Whole))], outputs: ["prompts": Prompts] };
     /// A low-rank adapter of a language model.
     Tune = "tune" { version: 1, inputs: [many(port("prompts", T::Prompts, Whole)), optional(port("valid", T::Prompts, Whole))], outputs: ["adapter": Adapter, "steps": TuningSteps], model, random, skips };
     /// Probability of yes at the answer position.

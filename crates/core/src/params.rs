@@ -232,6 +232,8 @@ choice! {
         High = "high",
         /// The K best of the two-channel reranker (eq. 8), in time order.
         Rerank = "rerank",
+        /// Half of the K by `index`, half by `other_index`, in time order (the Hybrid-Score baseline).
+        Hybrid = "hybrid",
     }
 }
 choice! {
@@ -418,6 +420,8 @@ choice! {
         Consistency = "consistency",
         /// Plain mean of the two means.
         Mean = "mean",
+        /// Mean over the reasoning traces alone; `predictions` only name the samples.
+        Reasoning = "reasoning",
     }
 }
 params! {

@@ -51,6 +51,10 @@ pub fn json_schema() -> Value {
                 "propertyNames": { "pattern": NAME },
                 "additionalProperties": { "anyOf": [{ "type": "integer", "minimum": bound(bounds::LIMIT.0), "maximum": bound(bounds::LIMIT.1) }, placeholder()] }
             },
+            "include": {
+                "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
+                "description": "Files whose parameters, models, data sets, limits and stages are put below this file's; paths are seen from this file's folder."
+            },
             "stages": {
                 "type": "object",
                 "description": "The stages, by name.",

@@ -4,13 +4,16 @@
 //! what a run would reuse is [`crate::plan`]'s to say. The language is described in `docs/pipeline.md`, and every
 //! table that it is checked against lives in [`crate::kind`] and [`crate::params`].
 //!
-//! The way of a file: `node` (text to a tree with places), `syntax` and `recover` (tell a syntax error and go on), `values` (scalars,
+//! The way of a file: `node` (text to a tree with places), `syntax` and `recover` (tell a syntax error and go on), `include` (several files as
+//! one tree), `values` (scalars,
 //! `${…}`, types, ranges), `lower`, `models`, `stage` and `sweep` (keys), `rules` (what fields mean together), `graph` (references
 //! between stages). All of them report to one `diagnostics` collector and go on. [`gate`] reads the gate files of `compare` by the same means.
 
 mod diagnostics;
+mod files;
 pub mod gate;
 mod graph;
+mod include;
 mod lower;
 mod mapping;
 mod models;
@@ -23,6 +26,7 @@ mod syntax;
 mod values;
 
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Span};
+pub use include::ReadFile;
 
 use crate::{
     ids::StageName,
@@ -33,6 +37,7 @@ use crate::{
     sweep::Sweep,
 };
 use diagnostics::Collector;
+use files::Files;
 
 /// The format version that this program reads.
 pub const FORMAT_VERSION: u64 = 1;
@@ -123,27 +128,42 @@ pub struct Input {
     pub table: &'static str,
 }
 
-/// Reads a pipeline file. `file_name` is only for messages; `overrides` are the `--set NAME=VALUE`, the last of a name
-/// counts.
+/// Reads a pipeline file that includes no other. `file_name` is only for messages; `overrides` are the `--set NAME=VALUE`,
+/// the last of a name counts.
 ///
 /// # Errors
 /// Every error of the file, sorted by place, each with what to do about it.
 pub fn compile(file_name: &str, text: &str, overrides: &[(String, String)]) -> Result<Pipeline, Diagnostics> {
+    compile_whole(file_name, text, overrides, &|_| Err("no other file is at hand".to_owned()))
+}
+
+/// Reads a pipeline file and all that it includes: `read_file` is asked for the text of each, by its path as seen from
+/// where `file_name` is seen from.
+///
+/// # Errors
+/// As [`compile`]; a finding names the file that it is in.
+pub fn compile_whole(
+    file_name: &str,
+    text: &str,
+    overrides: &[(String, String)],
+    read_file: &ReadFile<'_>,
+) -> Result<Pipeline, Diagnostics> {
     let mut out = Collector::default();
+    let mut files = Files::of(file_name, text);
     if text.len() > node::MAX_BYTES {
         out.error(
             Span { line: 1, column: 1, width: 1 },
             format!("the file has {} bytes; a pipeline has {} at most", text.len(), node::MAX_BYTES),
             Some("split the pipeline".to_owned()),
         );
-        return Err(out.finish(file_name, ""));
+        return Err(out.finish(&Files::of(file_name, "")));
     }
-    let Some(recovered) = recover::read(text, &mut out) else {
-        return Err(out.finish(file_name, text));
+    let Some(whole) = include::read(&mut files, overrides, read_file, &mut out) else {
+        return Err(out.finish(&files));
     };
-    let (pipeline, out) = lower::lower(recovered, overrides, out);
+    let (pipeline, out) = lower::lower(whole, files.clone(), overrides, out);
     let refused = out.has_errors();
-    let mut findings = out.finish(file_name, text);
+    let mut findings = out.finish(&files);
     if refused {
         // What has no effect in a wrong file says little: the mistake may be the reason.
         findings.items.retain(|d| d.severity == Severity::Error);

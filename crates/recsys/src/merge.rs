@@ -22,13 +22,15 @@ pub struct Merged {
 /// Merges the predictions of a sample's tuned adapters with those of its reasoning traces.
 ///
 /// Predictions that are missing or not finite are left out. Where one side has none left, the other side's mean is
-/// the result; where both have none, the result is `None`.
+/// the result; where both have none, the result is `None`. With `method: reasoning` the traces' mean is the result, or
+/// `None`.
 ///
 /// Variances are those of the population (divided by n): with one adapter or one trace the variance must be 0
 /// (METHOD section 13), where the sample variance is undefined.
 pub fn merge(tuned: &[Option<f32>], traces: &[Option<f32>], params: &MergeParams) -> Merged {
     let (tuned, reason) = (Moments::of(tuned), Moments::of(traces));
     let p = match (tuned, reason) {
+        _ if params.method == MergeMethod::Reasoning => reason.map(|m| m.mean),
         (Some(tuned), Some(reason)) => {
             let (w_tuned, w_reason) = weights(tuned.variance, reason.variance, params);
             Some(w_tuned * tuned.mean + w_reason * reason.mean)
@@ -46,10 +48,12 @@ pub fn merge(tuned: &[Option<f32>], traces: &[Option<f32>], params: &MergeParams
 
 /// Weights of the tuned and the reasoning mean, given their variances. They sum to 1.
 ///
-/// `consistency`: in proportion to 1 / (var_G + eps) and alpha / (var_R + eps). `mean`: one half each.
+/// `consistency`: in proportion to 1 / (var_G + eps) and alpha / (var_R + eps). `mean`: one half each. `reasoning`: all to
+/// the reasoning mean.
 pub fn weights(var_tuned: f64, var_reason: f64, params: &MergeParams) -> (f64, f64) {
     match params.method {
         MergeMethod::Mean => (0.5, 0.5),
+        MergeMethod::Reasoning => (0.0, 1.0),
         MergeMethod::Consistency => {
             let tuned = 1.0 / (var_tuned + params.eps);
             let reason = params.alpha / (var_reason + params.eps);

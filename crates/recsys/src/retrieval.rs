@@ -16,6 +16,15 @@ pub struct IndexVectors<'a> {
     dim: usize,
 }
 
+/// What similarity is told by.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Indexes<'a> {
+    /// Of every variant but `simple`.
+    pub index: Option<IndexVectors<'a>>,
+    /// Of the other half of `hybrid`'s entries.
+    pub other: Option<IndexVectors<'a>>,
+}
+
 /// Why retrieval is not possible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RetrievalError {
@@ -38,10 +47,12 @@ pub enum RetrievalError {
         items: usize,
     },
     /// The variant ranks by similarity and there is no index.
-    #[error("variant `{variant}` ranks by similarity; give the stage the input `index`, or set `variant: simple`")]
+    #[error("variant `{variant}` ranks by similarity; give the stage the input `{input}`, or set `variant: simple`")]
     NeedsIndex {
         /// The variant.
         variant: &'static str,
+        /// The input that is missing.
+        input: &'static str,
     },
 }
 
@@ -89,21 +100,23 @@ pub struct Picked {
 ///   1 / rank^beta, with ranks from 1. With `selection: two_thirds`: of the k most similar, those that are also
 ///   among the k most recent come first, then the others, each most similar first; the first floor(2k/3) of them
 ///   are taken, and the remaining places go to the most recent entries not yet taken.
+/// - `hybrid`: the ceil(k/2) most similar by `index`, then the most similar by `other` that are not yet taken, in time
+///   order; each with the similarity that `index` tells.
 ///
 /// # Errors
 /// When the variant needs an index and there is none, or an item is not in it.
 pub fn pick(
     history: &[i32],
     target: i32,
-    index: Option<&IndexVectors<'_>>,
+    indexes: &Indexes<'_>,
     params: &RetrieveParams,
 ) -> Result<Vec<Picked>, RetrievalError> {
     let k = (params.k as usize).min(history.len());
-    let similarity = match index {
+    let similarity = match &indexes.index {
         Some(index) => similarities(history, target, index)?,
         None => {
             if let Some(variant) = needs_index(params.variant) {
-                return Err(RetrievalError::NeedsIndex { variant });
+                return Err(RetrievalError::NeedsIndex { variant, input: "index" });
             }
             vec![0.0; history.len()]
         }
@@ -115,6 +128,11 @@ pub fn pick(
             Selection::Score => by_score(&similarity, k, params.gamma, params.beta),
             Selection::TwoThirds => two_thirds(&similarity, k, params.k as usize),
         },
+        PromptVariant::Hybrid => {
+            let missing = RetrievalError::NeedsIndex { variant: "hybrid", input: "other_index" };
+            let other = similarities(history, target, indexes.other.as_ref().ok_or(missing)?)?;
+            half_of_each(&similarity, &other, k)
+        }
     };
     if params.variant != PromptVariant::High {
         picked.sort_unstable();
@@ -128,6 +146,7 @@ fn needs_index(variant: PromptVariant) -> Option<&'static str> {
         PromptVariant::Sequential => Some("sequential"),
         PromptVariant::High => Some("high"),
         PromptVariant::Rerank => Some("rerank"),
+        PromptVariant::Hybrid => Some("hybrid"),
     }
 }
 
@@ -167,6 +186,16 @@ fn best(mut positions: Vec<usize>, k: usize, order: impl Fn(usize, usize) -> Ord
     }
     positions.sort_unstable_by(order);
     positions
+}
+
+/// Half of the places by one similarity, the rest by another (the Hybrid-Score baseline).
+fn half_of_each(similarity: &[f32], other: &[f32], k: usize) -> Vec<usize> {
+    let mut picked = most_similar(similarity, k.div_ceil(2));
+    let first: Vec<usize> = picked.clone();
+    // Of the k most similar by the other, at most as many are taken already as there are places too many.
+    let rest = most_similar(other, k).into_iter().filter(|position| !first.contains(position));
+    picked.extend(rest.take(k - first.len()));
+    picked
 }
 
 /// Eq. 8.

@@ -35,6 +35,15 @@ fn the_plain_mean_ignores_consistency() {
 }
 
 #[test]
+fn reasoning_alone_never_hears_the_adapters() {
+    let params = MergeParams { method: MergeMethod::Reasoning, ..MergeParams::default() };
+    let merged = merge(&[Some(0.25)], &[Some(0.0), Some(1.0), Some(0.5)], &params);
+    assert_eq!((merged.p, merged.p_tuned), (Some(0.5), Some(0.25)));
+    assert_eq!(merge(&[Some(0.25)], &[None], &params).p, None, "a sample without traces has no prediction");
+    assert_eq!(weights(0.0, 0.25, &params), (0.0, 1.0));
+}
+
+#[test]
 fn what_is_missing_is_left_out() {
     let params = MergeParams::default();
     let whole = merge(&[Some(0.25)], &[Some(0.5), Some(1.0)], &params);

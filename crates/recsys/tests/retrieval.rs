@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use rallrec_core::params::{PromptVariant, RetrieveParams, Selection};
-use rallrec_recsys::retrieval::{IndexVectors, Picked, RetrievalError, pick};
+use rallrec_recsys::retrieval::{IndexVectors, Indexes, Picked, RetrievalError, pick};
 
 fn params(variant: PromptVariant, k: u32) -> RetrieveParams {
     RetrieveParams { variant, k, gamma: 2.0 / 3.0, beta: 1.0, ..RetrieveParams::default() }
@@ -12,12 +12,32 @@ fn positions(picked: &[Picked]) -> Vec<usize> {
     picked.iter().map(|p| p.position).collect()
 }
 
+fn only<'a>(index: &IndexVectors<'a>) -> Indexes<'a> {
+    Indexes { index: Some(*index), other: None }
+}
+
 /// Item i has the one-dimensional vector `similarity[i]`; item `similarity.len()` is the target, with vector 1.
 fn picks(similarity: &[f32], params: &RetrieveParams) -> Vec<Picked> {
     let vectors: Vec<f32> = similarity.iter().copied().chain([1.0]).collect();
     let history: Vec<i32> = (0..similarity.len() as i32).collect();
     let index = IndexVectors::new(&vectors, 1).expect("one number an item");
-    pick(&history, similarity.len() as i32, Some(&index), params).expect("every item has a vector")
+    pick(&history, similarity.len() as i32, &only(&index), params).expect("every item has a vector")
+}
+
+#[test]
+fn hybrid_takes_half_by_each_index() {
+    // By text 0 4 1, by id 4 5 2: k 5 takes three by text, then 5 and 2; k 4 takes 0 and 4, then 5 and 2.
+    let (text, id) = ([9., 3., 1., 2., 8., 0., 1.], [0., 1., 7., 2., 9., 8., 1.]);
+    let text = IndexVectors::new(&text, 1).expect("one number an item");
+    let id = IndexVectors::new(&id, 1).expect("one number an item");
+    let both = Indexes { index: Some(text), other: Some(id) };
+    let with = |k| pick(&[0, 1, 2, 3, 4, 5], 6, &both, &params(PromptVariant::Hybrid, k)).map(|p| positions(&p));
+    assert_eq!(with(5), Ok(vec![0, 1, 2, 4, 5]));
+    assert_eq!(with(4), Ok(vec![0, 2, 4, 5]));
+    assert_eq!(with(1), Ok(vec![0]));
+    assert_eq!(with(9), Ok(vec![0, 1, 2, 3, 4, 5]), "a short history is kept whole");
+    let missing = pick(&[0], 6, &only(&text), &params(PromptVariant::Hybrid, 2));
+    assert_eq!(missing, Err(RetrievalError::NeedsIndex { variant: "hybrid", input: "other_index" }));
 }
 
 #[test]
@@ -61,9 +81,9 @@ fn two_thirds_by_hand() {
 fn similarities_are_dot_products_and_zero_for_zero_vectors() {
     let vectors = [1.0, 2.0, 0.0, 0.0, 3.0, -1.0];
     let index = IndexVectors::new(&vectors, 2).unwrap();
-    let picked = pick(&[0, 1, 2], 0, Some(&index), &params(PromptVariant::Simple, 3)).unwrap();
+    let picked = pick(&[0, 1, 2], 0, &only(&index), &params(PromptVariant::Simple, 3)).unwrap();
     assert_eq!(picked.iter().map(|p| p.similarity).collect::<Vec<_>>(), [5.0, 0.0, 1.0]);
-    let unknown_target = pick(&[0, 1, 2], 1, Some(&index), &params(PromptVariant::High, 2)).unwrap();
+    let unknown_target = pick(&[0, 1, 2], 1, &only(&index), &params(PromptVariant::High, 2)).unwrap();
     assert_eq!(unknown_target, [Picked { position: 2, similarity: 0.0 }, Picked { position: 1, similarity: 0.0 }]);
 }
 
@@ -71,14 +91,17 @@ fn similarities_are_dot_products_and_zero_for_zero_vectors() {
 fn what_does_not_fit_is_named() {
     let index = IndexVectors::new(&[1.0, 2.0], 1).unwrap();
     let high = params(PromptVariant::High, 2);
-    assert_eq!(pick(&[0, 2], 1, Some(&index), &high), Err(RetrievalError::UnknownItem { item: 2, items: 2 }));
-    assert_eq!(pick(&[0], -1, Some(&index), &high), Err(RetrievalError::UnknownItem { item: -1, items: 2 }));
-    assert_eq!(pick(&[0], 1, None, &high), Err(RetrievalError::NeedsIndex { variant: "high" }));
+    assert_eq!(pick(&[0, 2], 1, &only(&index), &high), Err(RetrievalError::UnknownItem { item: 2, items: 2 }));
+    assert_eq!(pick(&[0], -1, &only(&index), &high), Err(RetrievalError::UnknownItem { item: -1, items: 2 }));
     assert_eq!(
-        pick(&[0], 1, None, &params(PromptVariant::Simple, 2)),
+        pick(&[0], 1, &Indexes::default(), &high),
+        Err(RetrievalError::NeedsIndex { variant: "high", input: "index" })
+    );
+    assert_eq!(
+        pick(&[0], 1, &Indexes::default(), &params(PromptVariant::Simple, 2)),
         Ok(vec![Picked { position: 0, similarity: 0.0 }])
     );
-    assert_eq!(pick(&[], 1, Some(&index), &high), Ok(vec![]));
+    assert_eq!(pick(&[], 1, &only(&index), &high), Ok(vec![]));
     assert!(matches!(IndexVectors::new(&[1.0], 2), Err(RetrievalError::Shape { values: 1, dim: 2 })));
     assert!(matches!(IndexVectors::new(&[], 0), Err(RetrievalError::Shape { .. })));
 }

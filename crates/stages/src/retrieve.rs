@@ -8,7 +8,7 @@ use rallrec_core::{mapping::USER_COLUMNS, params::RetrieveParams, task::Progress
 use rallrec_recsys::{
     history::UserHistories,
     prompt::{PromptFields, PromptTemplate, history_text, user_sentence},
-    retrieval::{IndexVectors, pick},
+    retrieval::{IndexVectors, Indexes, pick},
 };
 
 /// Prompts between two looks at the cancel flag.
@@ -59,6 +59,7 @@ struct Sources {
     users: RecordBatch,
     histories: UserHistories,
     index: Option<RecordBatch>,
+    other_index: Option<RecordBatch>,
 }
 
 impl Sources {
@@ -70,8 +71,12 @@ impl Sources {
         let histories =
             UserHistories::new(table.i32("user")?, table.i32("item")?, table.f32("rating")?, users.num_rows())
                 .map_err(invalid("input interactions"))?;
-        let index = if inputs.has("index") { Some(inputs.table("index", Columns::Only(&["vector"]))?) } else { None };
-        Ok(Self { items, users, histories, index })
+        let index = |port| {
+            let there = inputs.has(port);
+            there.then(|| inputs.table(port, Columns::Only(&["vector"]))).transpose()
+        };
+        let (index, other_index) = (index("index")?, index("other_index")?);
+        Ok(Self { items, users, histories, index, other_index })
     }
 
     fn writer<'a>(
@@ -81,12 +86,9 @@ impl Sources {
     ) -> Result<PromptWriter<'a>, StageError> {
         let items = Table::new("items", &self.items);
         let users = Table::new("users", &self.users);
-        let index = match &self.index {
-            Some(batch) => {
-                let (values, dim) = Table::new("index", batch).vectors("vector")?;
-                Some(IndexVectors::new(values, dim).map_err(invalid("input index"))?)
-            }
-            None => None,
+        let indexes = Indexes {
+            index: vectors("index", self.index.as_ref())?,
+            other: vectors("other_index", self.other_index.as_ref())?,
         };
         let (gender, age, job) = (users.text("gender")?, users.text("age")?, users.text("job")?);
         let further = users.further(USER_COLUMNS)?;
@@ -98,7 +100,7 @@ impl Sources {
         Ok(PromptWriter {
             params,
             template,
-            index,
+            indexes,
             histories: &self.histories,
             titles: items.text("title")?,
             verb: items.metadata("rallrec.verb")?,
@@ -106,6 +108,14 @@ impl Sources {
             user_sentences: (0..users.rows()).map(sentence).collect(),
         })
     }
+}
+
+/// The vectors of an index, if there is one.
+fn vectors<'a>(port: &str, batch: Option<&'a RecordBatch>) -> Result<Option<IndexVectors<'a>>, StageError> {
+    let Some(batch) = batch else { return Ok(None) };
+    let (values, dim) = Table::new(port, batch).vectors("vector")?;
+    let vectors = IndexVectors::new(values, dim);
+    Ok(Some(vectors.map_err(|e| StageError::Invalid(format!("input {port}: {e}")))?))
 }
 
 #[derive(Default)]
@@ -119,7 +129,7 @@ struct Prompts {
 struct PromptWriter<'a> {
     params: &'a RetrieveParams,
     template: &'a PromptTemplate,
-    index: Option<IndexVectors<'a>>,
+    indexes: Indexes<'a>,
     histories: &'a UserHistories,
     titles: Vec<&'a str>,
     verb: &'a str,
@@ -130,7 +140,7 @@ struct PromptWriter<'a> {
 impl PromptWriter<'_> {
     fn prompt(&self, user: i32, target: i32, history_len: i32, out: &mut Prompts) -> Result<(), String> {
         let history = self.histories.of(user, history_len).map_err(|e| e.to_string())?;
-        let picked = pick(history.items, target, self.index.as_ref(), self.params).map_err(|e| e.to_string())?;
+        let picked = pick(history.items, target, &self.indexes, self.params).map_err(|e| e.to_string())?;
         let items: Vec<i32> = picked.iter().map(|p| history.items[p.position]).collect();
         let stars: Vec<f32> = picked.iter().map(|p| history.stars[p.position]).collect();
         let titles = items.iter().map(|i| self.title(*i)).collect::<Result<Vec<_>, _>>()?;

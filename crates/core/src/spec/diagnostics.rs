@@ -3,6 +3,7 @@
 //! Diagnostics are collected, never thrown at the first one, and printed as `FILE:LINE:COL: error: …`, the form that
 //! editors and CI systems link. No colours here: the terminal belongs to the command line.
 
+use super::files::Files;
 use serde::Serialize;
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
@@ -30,9 +31,19 @@ pub struct Span {
     pub width: u32,
 }
 
+impl Span {
+    /// The same place, so many lines further down.
+    pub(super) fn moved(self, lines: u32) -> Self {
+        Self { line: self.line.saturating_add(lines), ..self }
+    }
+}
+
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {
+    /// The included file that it is in; `None` for the pipeline's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub included: Option<String>,
     /// Where; `None` for a `--set`, which has no place in the file.
     pub span: Option<Span>,
     /// How bad it is.
@@ -87,7 +98,10 @@ impl Diagnostic {
             Severity::Warning => "warning",
         };
         match self.span {
-            Some(span) => writeln!(f, "{file}:{}:{}: {severity}: {}", span.line, span.column, self.message)?,
+            Some(span) => {
+                let file = self.included.as_deref().unwrap_or(file);
+                writeln!(f, "{file}:{}:{}: {severity}: {}", span.line, span.column, self.message)?;
+            }
             None => writeln!(f, "--set: {severity}: {}", self.message)?,
         }
         let gutter = self.span.map_or(0, |s| s.line.to_string().len());
@@ -171,13 +185,20 @@ impl Collector {
     }
 
     fn push(&mut self, span: Option<Span>, severity: Severity, message: String, help: Option<String>) {
-        self.items.push(Diagnostic { span, severity, message, help, source: None });
+        self.items.push(Diagnostic { included: None, span, severity, message, help, source: None });
     }
 
     /// Takes over the findings of another collector.
     pub(super) fn absorb(&mut self, other: Collector) {
         self.items.extend(other.items);
         self.hidden.extend(other.hidden);
+    }
+
+    /// The same findings, so many lines further down.
+    pub(super) fn moved(mut self, lines: u32) -> Self {
+        self.items.iter_mut().for_each(|item| item.span = item.span.map(|span| span.moved(lines)));
+        self.hidden = self.hidden.into_iter().map(|line| line.saturating_add(lines)).collect();
+        self
     }
 
     /// Whether an error was recorded.
@@ -235,7 +256,7 @@ impl Collector {
     }
 
     /// Sorts, drops repetitions (an alias is checked wherever it is used), and adds the source lines.
-    pub(super) fn finish(self, file: &str, text: &str) -> Diagnostics {
+    pub(super) fn finish(self, files: &Files) -> Diagnostics {
         let mut items = self.items;
         items.sort_by(|a, b| {
             (a.span.map_or((0, 0), |s| (s.line, s.column)), a.severity, &a.message).cmp(&(
@@ -245,8 +266,9 @@ impl Collector {
             ))
         });
         items.dedup();
+        let lines = files.each().flat_map(|(_, text, before)| (before + 1..).zip(text.lines()));
         let mut wanted = items.iter_mut().peekable();
-        for (number, line) in (1u32..).zip(text.lines()) {
+        for (number, line) in lines {
             while wanted.peek().is_some_and(|d| d.span.is_none_or(|s| s.line <= number)) {
                 if let Some(item) = wanted.next()
                     && item.span.is_some_and(|s| s.line == number)
@@ -260,7 +282,13 @@ impl Collector {
                 break;
             }
         }
-        Diagnostics { file: file.to_owned(), items }
+        for item in &mut items {
+            let Some(span) = item.span else { continue };
+            let (file, local) = files.place(span);
+            item.included = (!files.is_main(span)).then(|| file.to_owned());
+            item.span = Some(local);
+        }
+        Diagnostics { file: files.main().0.to_string(), items }
     }
 }
 

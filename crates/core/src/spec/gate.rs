@@ -8,16 +8,14 @@ use super::{
     DEFAULT_SEED, Diagnostics, Span,
     bounds::SEED,
     diagnostics::{Collector, list, shown},
+    files::Files,
     node::{Content, Entry, MAX_BYTES, Node},
     recover,
     values::{Expected, Reader, get},
 };
 use crate::field::ValueKind;
 use serde::Serialize;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::fmt;
 
 /// The format version that this program reads.
 pub const GATE_VERSION: u64 = 1;
@@ -154,14 +152,14 @@ pub fn read(file_name: &str, text: &str) -> Result<Gate, Diagnostics> {
     let mut out = Collector::default();
     if text.len() > MAX_BYTES {
         out.error(START, format!("the file has {} bytes; a gate has {MAX_BYTES} at most", text.len()), None);
-        return Err(out.finish(file_name, ""));
+        return Err(out.finish(&Files::of(file_name, "")));
     }
-    let Some(file) = recover::read(text, &mut out) else { return Err(out.finish(file_name, text)) };
-    let mut reader = Reader { out, params: BTreeMap::new(), params_known: true, used: BTreeSet::new() };
+    let Some(file) = recover::read(text, &mut out) else { return Err(out.finish(&Files::of(file_name, text))) };
+    let mut reader = Reader::new(out);
     let gate = root(&mut reader, file.root.as_deref()).and_then(|entries| gate(&mut reader, entries));
     match gate {
         Some(gate) if !reader.out.has_errors() => Ok(gate),
-        _ => Err(reader.out.finish(file_name, text)),
+        _ => Err(reader.out.finish(&Files::of(file_name, text))),
     }
 }
 
@@ -169,7 +167,7 @@ pub fn read(file_name: &str, text: &str) -> Result<Gate, Diagnostics> {
 pub fn finding(file_name: &str, text: &str, at: Span, message: String, help: Option<String>) -> Diagnostics {
     let mut out = Collector::default();
     out.error(at, message, help);
-    out.finish(file_name, text)
+    out.finish(&Files::of(file_name, text))
 }
 
 fn root<'n>(reader: &mut Reader, root: Option<&'n Node>) -> Option<&'n [Entry]> {

@@ -3,7 +3,10 @@
 use super::{
     DEFAULT_SEED, FORMAT_VERSION, Pipeline, Source, bounds,
     diagnostics::{Collector, Span, list, shown},
-    graph, mapping, models,
+    files::Files,
+    graph,
+    include::Whole,
+    mapping, models,
     node::{Content, Entry, Node},
     recover::Recovered,
     stage::{self, Draft, Surroundings},
@@ -12,13 +15,10 @@ use super::{
 };
 use crate::field::ValueKind;
 use serde_json::Value;
-use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    rc::Rc,
-};
+use std::{collections::HashSet, rc::Rc};
 
 /// Keys of a file.
-const KEYS: &[&str] = &["rallrec", "name", "seed", "params", "models", "data", "limits", "stages", "sweep"];
+const KEYS: &[&str] = &["rallrec", "name", "seed", "params", "models", "data", "limits", "include", "stages", "sweep"];
 const START: Span = Span { line: 1, column: 1, width: 1 };
 
 /// Names of declared models or data sets.
@@ -44,8 +44,20 @@ impl Declared {
 }
 
 /// Checks the whole file. The pipeline is there when it could be built; it counts only without errors.
-pub(super) fn lower(file: Recovered, overrides: &[(String, String)], out: Collector) -> (Option<Pipeline>, Collector) {
-    let mut reader = Reader { out, params: BTreeMap::new(), params_known: true, used: BTreeSet::new() };
+pub(super) fn lower(
+    whole: Whole,
+    files: Files,
+    overrides: &[(String, String)],
+    out: Collector,
+) -> (Option<Pipeline>, Collector) {
+    let Whole { file, included, used } = whole;
+    let mut reader = Reader { files, used, ..Reader::new(out) };
+    for root in &included {
+        let Content::Map(entries) = &root.content else { continue };
+        let start = Span { column: 1, width: 1, ..root.span };
+        unknown_keys(&mut reader, entries);
+        version(&mut reader, entries, start);
+    }
     let pipeline =
         root(&mut reader, &file).and_then(|entries| pipeline(&mut reader, entries, &file.lost_names, overrides));
     (pipeline, reader.out)
@@ -74,7 +86,7 @@ fn pipeline(
     overrides: &[(String, String)],
 ) -> Option<Pipeline> {
     unknown_keys(reader, entries);
-    version(reader, entries);
+    version(reader, entries, START);
     params(reader, entries, overrides);
     let name = name(reader, entries);
     let seed = get(entries, "seed").and_then(|node| reader.whole(node, "seed", bounds::SEED)).unwrap_or(DEFAULT_SEED);
@@ -99,8 +111,10 @@ fn pipeline(
     warn_unused(reader, &model_names, "model", |name| used.contains(&("model", name.to_owned())));
     warn_unused(reader, &limit_names, "limit", |name| used.contains(&("limits", name.to_owned())));
     warn_unused(reader, &data_names, "data set", |name| used.contains(&("data", name.to_owned())));
-    let unused: Vec<(String, Span)> =
-        reader.params.iter().filter(|(n, _)| !reader.used.contains(*n)).map(|(n, p)| (n.clone(), p.span)).collect();
+    // What an included file declares is for whoever uses it; a `--set` wants to change something.
+    let matters = |param: &Param| param.overridden || reader.files.is_main(param.span);
+    let unused = reader.params.iter().filter(|(name, param)| matters(param) && !reader.used.contains(*name));
+    let unused: Vec<(String, Span)> = unused.map(|(name, param)| (name.clone(), param.span)).collect();
     for (name, span) in unused {
         let message = format!("the parameter `{name}` is never used");
         reader.out.warning(span, message, Some(format!("write `${{{name}}}` where its value belongs, or remove it")));
@@ -123,7 +137,9 @@ fn unknown_keys(reader: &mut Reader, entries: &[Entry]) {
 }
 
 fn warn_unused(reader: &mut Reader, declared: &Declared, what: &str, used: impl Fn(&str) -> bool) {
-    for (name, span) in declared.names.iter().filter(|(name, _)| !used(name)) {
+    let own = |span| reader.files.is_main(span);
+    let unused: Vec<_> = declared.names.iter().filter(|(name, span)| own(*span) && !used(name)).collect();
+    for (name, span) in unused {
         let message = format!("the {what} `{name}` is declared but no stage uses it");
         reader.out.warning(*span, message, Some("remove it, or use it in a stage".to_owned()));
     }
@@ -134,13 +150,13 @@ fn misspelt(reader: &Reader, entries: &[Entry], key: &str) -> bool {
     reader.out.misspelt(key, entries.iter().map(|e| &*e.key), KEYS)
 }
 
-fn version(reader: &mut Reader, entries: &[Entry]) {
+fn version(reader: &mut Reader, entries: &[Entry], start: Span) {
     let Some(node) = get(entries, "rallrec") else {
         if misspelt(reader, entries, "rallrec") {
             return;
         }
         let help = Some(format!("begin the file with `rallrec: {FORMAT_VERSION}`, the version of its format"));
-        reader.out.error(START, "the key `rallrec` is missing", help);
+        reader.out.error(start, "the key `rallrec` is missing", help);
         return;
     };
     let expected = Expected { name: "rallrec", kind: &ValueKind::Int, range: None, empty: false };

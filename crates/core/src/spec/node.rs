@@ -58,6 +58,11 @@ impl Node {
         Rc::new(Node { span, content, weight: 1, depth: 1 })
     }
 
+    /// The same with every place some lines further down: where the file stands after others.
+    pub(super) fn moved(self: &Rc<Self>, lines: u32) -> Rc<Node> {
+        moved(self, lines, &mut HashMap::new())
+    }
+
     /// Kind of node, for messages.
     pub(super) fn describe(&self) -> String {
         match &self.content {
@@ -71,6 +76,31 @@ impl Node {
             Content::Broken => "something unreadable".into(),
         }
     }
+}
+
+/// [`Node::moved`], with what is moved already by its address, so that aliases stay one node.
+fn moved(node: &Rc<Node>, lines: u32, done: &mut HashMap<*const Node, Rc<Node>>) -> Rc<Node> {
+    if let Some(done) = done.get(&Rc::as_ptr(node)) {
+        return Rc::clone(done);
+    }
+    let content = match &node.content {
+        Content::Scalar { text, plain } => Content::Scalar { text: text.clone(), plain: *plain },
+        Content::List(list) => Content::List(list.iter().map(|node| moved(node, lines, done)).collect()),
+        Content::Map(entries) => Content::Map(
+            entries
+                .iter()
+                .map(|entry| Entry {
+                    key: Rc::clone(&entry.key),
+                    key_span: entry.key_span.moved(lines),
+                    value: moved(&entry.value, lines, done),
+                })
+                .collect(),
+        ),
+        Content::Broken => Content::Broken,
+    };
+    let out = Rc::new(Node { span: node.span.moved(lines), content, weight: node.weight, depth: node.depth });
+    done.insert(Rc::as_ptr(node), Rc::clone(&out));
+    out
 }
 
 /// A YAML error with its place, in the file's lines.

@@ -213,6 +213,20 @@ pub(super) fn inputs(reader: &mut Reader, params: &StageParams, stage: Span, wit
             let help = "add `index: STAGE` below `needs:`, or set `variant: simple`".to_owned();
             reader.out.error(at.of("variant"), message, Some(help));
         }
+        StageParams::Retrieve(p) => match (p.variant, given("other_index")) {
+            (PromptVariant::Hybrid, None) => {
+                let message =
+                    "`variant: hybrid` takes half of its entries by a second index and needs the input `other_index`";
+                let help =
+                    "add `other_index: STAGE` below `needs:`, for example an index with `variant: id`".to_owned();
+                reader.out.error(at.of("variant"), message, Some(help));
+            }
+            (PromptVariant::Hybrid, Some(_)) | (_, None) => {}
+            (_, Some(extra)) => {
+                let message = "only `variant: hybrid` uses the input `other_index`";
+                reader.out.error(extra.span, message, Some("remove it, or set `variant: hybrid`".to_owned()));
+            }
+        },
         StageParams::Reason(p) => match (p.hint, given("predictions")) {
             (Hint::Graded | Hint::Might, None) => {
                 let message = "a `hint` tells what the tuned model predicts and needs the input `predictions`";

@@ -66,7 +66,8 @@ fn axis(reader: &mut Reader, entry: &Entry, axes: &mut Axes, again: bool) -> Opt
     declared(reader, entry)?;
     match axes.0.get(&name) {
         Some(first) if !again => {
-            let message = format!("`{}` is set twice by the sweep, first in line {}", shown(&name), first.line);
+            let message =
+                format!("`{}` is set twice by the sweep, first in {}", shown(&name), reader.files.line(*first));
             reader.out.error(entry.key_span, message, Some("give it one axis".to_owned()));
             None
         }
@@ -266,7 +267,7 @@ fn halving(reader: &mut Reader, node: &Node, axes: &mut Axes) -> Option<Halving>
         let name = reader.text(node, "halving.param")?;
         known(reader, &name, node.span)?;
         if let Some(first) = axes.0.get(&name) {
-            let message = format!("`{}` is an axis already, in line {}", shown(&name), first.line);
+            let message = format!("`{}` is an axis already, in {}", shown(&name), reader.files.line(*first));
             reader.out.error(node.span, message, Some("the budget of `halving` is not an axis".to_owned()));
             return None;
         }

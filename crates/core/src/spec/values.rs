@@ -2,6 +2,7 @@
 
 use super::{
     diagnostics::{Collector, Span, list, shown},
+    files::Files,
     node::{Content, Entry, Node},
 };
 use crate::field::{Field, ValueKind};
@@ -32,6 +33,8 @@ pub(super) struct Reader {
     pub(super) params_known: bool,
     /// Names that `${…}` used.
     pub(super) used: BTreeSet<String>,
+    /// Files that the places are in.
+    pub(super) files: Files,
 }
 
 /// What a value must be.
@@ -47,6 +50,11 @@ pub(super) struct Expected<'a> {
 }
 
 impl Reader {
+    /// A reader of one file without parameters.
+    pub(super) fn new(out: Collector) -> Self {
+        Self { out, params: BTreeMap::new(), params_known: true, used: BTreeSet::new(), files: Files::default() }
+    }
+
     /// The entries of a mapping; nothing (`key:` alone) is an empty one.
     pub(super) fn map<'n>(&mut self, node: &'n Node, name: &str, example: &str) -> Option<&'n [Entry]> {
         match &node.content {
@@ -263,10 +271,13 @@ impl Reader {
         if let (Content::Scalar { text, .. }, Some(value)) = (&node.content, value)
             && text.contains("${")
         {
-            let origin =
-                text.strip_prefix("${").and_then(|t| t.strip_suffix('}')).and_then(|name| self.params.get(name)).map(
-                    |p| if p.overridden { " from --set".to_owned() } else { format!(" from line {}", p.span.line) },
-                );
+            let origin = text
+                .strip_prefix("${")
+                .and_then(|t| t.strip_suffix('}'))
+                .and_then(|name| self.params.get(name))
+                .map(|p| {
+                    if p.overridden { " from --set".to_owned() } else { format!(" from {}", self.files.line(p.span)) }
+                });
             return format!("{}{}", describe(value), origin.unwrap_or_default());
         }
         node.describe()
