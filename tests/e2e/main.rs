@@ -20,4 +20,5 @@ mod s3;
 mod servers;
 mod support;
 mod sweep;
+mod systems;
 mod tune;

@@ -111,7 +111,7 @@ impl Sources {
 }
 
 /// The vectors of an index, if there is one.
-fn vectors<'a>(port: &str, batch: Option<&'a RecordBatch>) -> Result<Option<IndexVectors<'a>>, StageError> {
+fn vectors<'a>(port: &'a str, batch: Option<&'a RecordBatch>) -> Result<Option<IndexVectors<'a>>, StageError> {
     let Some(batch) = batch else { return Ok(None) };
     let (values, dim) = Table::new(port, batch).vectors("vector")?;
     let vectors = IndexVectors::new(values, dim);
