@@ -69,8 +69,8 @@ fn dispatch(cli: Cli, console: &Console) -> Result<(), Failure> {
             let locks = RunLocks::new(&place.home);
             runs::show(&open(&place).await?, &|run| locks.is_held(run), json, console).await
         }),
-        Command::Report { run, format, cluster } => {
-            runtime()?.block_on(async { report::show(&archive(&place, &cluster).await?, &run, format, console).await })
+        Command::Report(args) => {
+            runtime()?.block_on(async { report::report(&archive(&place, &args.cluster).await?, &args, console).await })
         }
         Command::Artifacts { run, stage, json, cluster } => runtime()?.block_on(async {
             artifacts::show(&archive(&place, &cluster).await?, &run, stage.as_deref(), json, console).await

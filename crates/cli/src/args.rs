@@ -91,17 +91,8 @@ pub enum Command {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
-    /// Print the metrics of a run
-    Report {
-        /// The run: an id, the beginning of one, or `last`
-        run: String,
-        /// How to print it
-        #[arg(long, default_value = "md")]
-        format: ReportFormat,
-        /// The cluster, if not this machine's store is meant
-        #[command(flatten)]
-        cluster: ClusterArgs,
-    },
+    /// Print the metrics of a run, or write a whole report of some runs
+    Report(ReportArgs),
     /// Say whether a run is worse than a baseline, by a gate file: for nightly re-evaluations
     Compare(CompareArgs),
     /// List what a run's tasks made: keys, rows, bytes
@@ -442,6 +433,26 @@ pub enum CompareFormat {
     Md,
     /// JSON.
     Json,
+}
+
+/// What is reported.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// The runs: an id, the beginning of one, or `last`
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<String>,
+    /// How to print the metrics of one run
+    #[arg(long, default_value = "md", conflicts_with = "out")]
+    pub format: ReportFormat,
+    /// Write report.html, report.md, report.csv and report.json into this folder instead
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// A folder that `rallrec sweep` wrote, for the figures of alpha and eps
+    #[arg(long, value_name = "FOLDER")]
+    pub sweep: Vec<PathBuf>,
+    /// The cluster, if not this machine's store is meant
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// How a report is printed.

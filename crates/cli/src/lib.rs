@@ -22,6 +22,8 @@ pub mod home;
 pub mod learned;
 pub mod load;
 pub mod plan_view;
+mod plot;
+mod predictions;
 pub mod preview;
 pub mod progress;
 pub mod pull_view;

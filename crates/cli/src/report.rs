@@ -1,6 +1,19 @@
-//! `report`: the metrics of a run, read back from its artifacts.
+//! `report`: the metrics of a run, read back from its artifacts; and with `--out` all that there is to tell of some runs.
 
-use crate::{args::ReportFormat, console::Console, failure::Failure, history, run_names};
+mod collect;
+mod figures;
+mod page;
+mod paper;
+mod tables;
+mod text;
+mod whole;
+
+use crate::{
+    args::{ReportArgs, ReportFormat},
+    console::Console,
+    failure::Failure,
+    history, run_names,
+};
 use arrow_array::{Array, Float64Array, Int64Array, RecordBatch, StringArray};
 use rallrec_core::{
     ids::RunId,
@@ -31,11 +44,22 @@ pub struct MetricRow {
     pub missing: i64,
 }
 
-/// Prints the report of a run.
+/// Writes or prints the report that a command line asks for.
 ///
 /// # Errors
-/// [`Failure::Invalid`] when the run is unknown or has not got so far.
-pub async fn show(store: &Store, run: &str, format: ReportFormat, console: &Console) -> Result<(), Failure> {
+/// [`Failure::Invalid`] when a run is unknown or has not got so far, or when arguments do not go together.
+pub async fn report(store: &Store, args: &ReportArgs, console: &Console) -> Result<(), Failure> {
+    match (&args.out, args.runs.as_slice()) {
+        (Some(out), runs) => whole::write(store, runs, &args.sweep, out, console).await,
+        (None, [run]) if args.sweep.is_empty() => show(store, run, args.format, console).await,
+        (None, _) => {
+            Err(Failure::Invalid("several runs and --sweep need --out FOLDER, where the report is written".to_owned()))
+        }
+    }
+}
+
+/// Prints the report of a run.
+async fn show(store: &Store, run: &str, format: ReportFormat, console: &Console) -> Result<(), Failure> {
     let run = run_names::resolve(&store.runs().await?, run)?;
     let plan = history::plan(store, &run).await?;
     let text = match format {

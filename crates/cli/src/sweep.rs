@@ -4,7 +4,6 @@
 //! with it, and a sweep that was interrupted goes on as any run does. A round is a rung of successive halving; without it
 //! there is one. Nothing is kept but what runs keep: started again, every point is found in the store.
 
-mod plot;
 mod table;
 
 use crate::{

@@ -133,6 +133,20 @@ impl Paired {
 }
 
 impl Resampled<'_> {
+    /// Two-sided p-value of no difference: twice (1 + resamplings on the rarer side of 0, or on it) / (1 + resamplings), 1 at
+    /// most. `None` where the metric is not defined.
+    pub fn two_sided(&self, measure: Measure) -> Option<f64> {
+        harm(measure, &self.values.0, &self.values.1)?;
+        if self.paired.same {
+            return Some(1.0);
+        }
+        let drawn: Vec<f64> = self.draws.iter().filter_map(|(o, n)| harm(measure, o, n)).collect();
+        let below = drawn.iter().filter(|h| **h <= 0.0).count();
+        let above = drawn.iter().filter(|h| **h >= 0.0).count();
+        let rarer = below.min(above) as f64;
+        Some((2.0 * (1.0 + rarer) / (1.0 + drawn.len() as f64)).min(1.0))
+    }
+
     /// How a metric differs, and how likely that is by chance while the true harm is at most `tolerated`.
     pub fn difference(&self, measure: Measure, tolerated: f64, confidence: f64) -> Difference {
         let (old, new) = (of(&self.values.0, measure), of(&self.values.1, measure));

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod pca;
 pub mod prompt;
 pub mod report;
+pub mod response;
 pub mod retrieval;
 pub mod spmm;
 pub mod trace;

@@ -1,7 +1,7 @@
 //! A baseline as one file: what every system of a run predicted, to keep where CI keeps files. It is Parquet, so that other
 //! programs can read it; which run it is of stands in its metadata.
 
-use super::predictions::{Predictions, RunTables, System, column};
+use crate::predictions::{Predictions, RunTables, System, column};
 use crate::{failure::Failure, home::write_atomically};
 use arrow_array::{ArrayRef, Float32Array, Int8Array, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};

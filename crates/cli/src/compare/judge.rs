@@ -3,10 +3,10 @@
 
 use super::{
     baseline::Baseline,
-    predictions::{Predictions, RunTables, Shared, System, shared},
     segments::{Segmented, Unfit},
 };
 use crate::failure::Failure;
+use crate::predictions::{Predictions, RunTables, Shared, System, shared};
 use rallrec_core::{
     ids::StageName,
     plan::PlannedStage,

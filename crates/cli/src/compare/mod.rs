@@ -6,10 +6,10 @@
 mod baseline;
 mod judge;
 mod junit;
-mod predictions;
 mod segments;
 mod show;
 
+use crate::predictions::RunTables;
 use crate::{
     args::{CompareArgs, CompareFormat},
     console::{Console, Mark},
@@ -18,7 +18,6 @@ use crate::{
 };
 use baseline::Baseline;
 use judge::{Comparison, GateFile, judge};
-use predictions::RunTables;
 use rallrec_core::spec::gate;
 use rallrec_recsys::compare::Verdict;
 use rallrec_store::Store;

@@ -1,7 +1,7 @@
 //! Which segment each sample's user is in.
 
-use super::predictions::{RunTables, column};
 use crate::failure::Failure;
+use crate::predictions::{RunTables, column};
 use arrow_array::{Int8Array, Int32Array, StringArray};
 use arrow_schema::DataType;
 use rallrec_core::{plan::PlannedStage, spec::gate::By};

@@ -1,10 +1,13 @@
 //! What a sweep found: which point is best, as a table for people, CSV and JSON.
 
-use super::{
-    TOLD,
+use super::TOLD;
+use crate::{
+    console::columns,
+    failure::Failure,
+    home::write_atomically,
     plot::{self, Dot},
+    report::MetricRow,
 };
-use crate::{console::columns, failure::Failure, home::write_atomically, report::MetricRow};
 use rallrec_core::sweep::{Best, Point, Sweep};
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -24,15 +24,15 @@ const LOG_FROM: f64 = 50.0;
 
 /// One point of a sweep.
 #[derive(Clone, Debug)]
-pub(super) struct Dot {
+pub(crate) struct Dot {
     /// Its value on the axis.
-    pub(super) at: Value,
+    pub(crate) at: Value,
     /// Its other values, in words.
-    pub(super) series: String,
+    pub(crate) series: String,
     /// The metric.
-    pub(super) value: f64,
+    pub(crate) value: f64,
     /// The metric's interval.
-    pub(super) interval: Option<(f64, f64)>,
+    pub(crate) interval: Option<(f64, f64)>,
 }
 
 /// Where values of an axis stand.
@@ -97,7 +97,7 @@ fn roomy((low, high): (f64, f64)) -> std::ops::Range<f64> {
 }
 
 /// The plot; `None` where the axis has fewer than two values.
-pub(super) fn plot(axis: &str, metric: &str, dots: &[Dot]) -> Result<Option<String>, Failure> {
+pub(crate) fn plot(axis: &str, metric: &str, dots: &[Dot]) -> Result<Option<String>, Failure> {
     let scale = Scale::of(dots);
     let (first, last) = ends(dots.iter().map(|dot| scale.place(&dot.at)));
     if first >= last {
@@ -154,7 +154,10 @@ fn draw(
         let mut line: Vec<&Dot> = dots.iter().filter(|dot| dot.series == **name).collect();
         line.sort_by(|a, b| scale.place(&a.at).total_cmp(&scale.place(&b.at)));
         let places: Vec<(f64, f64)> = line.iter().map(|dot| (scale.place(&dot.at), dot.value)).collect();
-        chart.draw_series([PathElement::new(places.clone(), colour.stroke_width(2))])?;
+        // Words have nothing between them.
+        if !matches!(scale, Scale::Words(_)) || series.len() > 1 {
+            chart.draw_series([PathElement::new(places.clone(), colour.stroke_width(2))])?;
+        }
         // Of several lines they would hide each other.
         if series.len() == 1 {
             chart.draw_series(line.iter().filter_map(|dot| {

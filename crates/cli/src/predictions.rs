@@ -9,33 +9,33 @@ use rallrec_core::{
     kind::{StageKind, TableKind},
     plan::{Plan, PlannedStage},
 };
-use rallrec_store::{Store, TableManifest};
+use rallrec_store::{Manifest, Store, TableManifest};
 use std::collections::BTreeMap;
 
 /// A system's predictions, one row a sample.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Predictions {
+pub(crate) struct Predictions {
     /// Position among all samples of the data set.
-    pub(super) sample: Vec<i64>,
+    pub(crate) sample: Vec<i64>,
     /// Row position in `users`.
-    pub(super) user: Vec<i32>,
+    pub(crate) user: Vec<i32>,
     /// Row position in `items`.
-    pub(super) item: Vec<i32>,
+    pub(crate) item: Vec<i32>,
     /// 1 like, 0 not.
-    pub(super) label: Vec<i8>,
+    pub(crate) label: Vec<i8>,
     /// Probability of a like; `None` where the row failed.
-    pub(super) p: Vec<Option<f32>>,
+    pub(crate) p: Vec<Option<f32>>,
 }
 
 /// A system: a stage that predicts.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct System {
+pub(crate) struct System {
     /// Key of its predictions as a whole.
-    pub(super) key: Key,
+    pub(crate) key: Key,
     /// Digest of the data set that its samples are of.
-    pub(super) data: String,
+    pub(crate) data: String,
     /// What it predicted.
-    pub(super) predictions: Predictions,
+    pub(crate) predictions: Predictions,
 }
 
 impl Predictions {
@@ -43,7 +43,7 @@ impl Predictions {
     ///
     /// # Errors
     /// A sentence when it lacks a column.
-    pub(super) fn add(&mut self, batch: &RecordBatch) -> Result<(), String> {
+    pub(crate) fn add(&mut self, batch: &RecordBatch) -> Result<(), String> {
         self.sample.extend_from_slice(column::<Int64Array>(batch, "sample")?.values());
         self.user.extend_from_slice(column::<Int32Array>(batch, "user")?.values());
         self.item.extend_from_slice(column::<Int32Array>(batch, "item")?.values());
@@ -61,19 +61,19 @@ impl Predictions {
 ///
 /// # Errors
 /// A sentence when it is not there, of another type, or, but for `p`, has nulls.
-pub(super) fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, String> {
+pub(crate) fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, String> {
     let found = batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref::<A>());
     let found = found.filter(|c| name == "p" || c.null_count() == 0);
     found.ok_or_else(|| format!("its column `{name}` is not there, or not as docs/artifacts.md says"))
 }
 
 /// A run, to read its tables.
-pub(super) struct RunTables<'a> {
+pub(crate) struct RunTables<'a> {
     store: &'a Store,
     /// The run.
-    pub(super) run: RunId,
+    pub(crate) run: RunId,
     /// Its plan.
-    pub(super) plan: Plan,
+    pub(crate) plan: Plan,
 }
 
 impl<'a> RunTables<'a> {
@@ -81,14 +81,14 @@ impl<'a> RunTables<'a> {
     ///
     /// # Errors
     /// [`Failure::Invalid`] when there is none, or several.
-    pub(super) async fn open(store: &'a Store, word: &str) -> Result<Self, Failure> {
+    pub(crate) async fn open(store: &'a Store, word: &str) -> Result<Self, Failure> {
         let run = run_names::resolve(&store.runs().await?, word)?;
         let plan = history::plan(store, &run).await?;
         Ok(Self { store, run, plan })
     }
 
     /// The stages that predict, in the order of the plan.
-    pub(super) fn systems(&self) -> Vec<&PlannedStage> {
+    pub(crate) fn systems(&self) -> Vec<&PlannedStage> {
         let predicts = |s: &&PlannedStage| predictions(s).is_some();
         self.plan.stages.iter().filter(predicts).collect()
     }
@@ -97,7 +97,7 @@ impl<'a> RunTables<'a> {
     ///
     /// # Errors
     /// [`Failure::Invalid`] when its stage has not finished.
-    pub(super) async fn system(&self, stage: &PlannedStage) -> Result<System, Failure> {
+    pub(crate) async fn system(&self, stage: &PlannedStage) -> Result<System, Failure> {
         let mut read = Predictions::default();
         for batch in self.table(stage, predictions(stage).unwrap_or_default()).await? {
             read.add(&batch).map_err(|e| anyhow::anyhow!("stage {} of run {}: {e}", stage.name, self.run))?;
@@ -110,7 +110,7 @@ impl<'a> RunTables<'a> {
     ///
     /// # Errors
     /// [`Failure::Invalid`] when there is none, or more than one.
-    pub(super) fn dataset(&self, stage: &PlannedStage) -> Result<&PlannedStage, Failure> {
+    pub(crate) fn dataset(&self, stage: &PlannedStage) -> Result<&PlannedStage, Failure> {
         let mut reached = vec![false; self.plan.stages.len()];
         let mut open: Vec<usize> = stage.needs.iter().map(|n| n.stage as usize).collect();
         while let Some(at) = open.pop() {
@@ -135,16 +135,33 @@ impl<'a> RunTables<'a> {
     ///
     /// # Errors
     /// [`Failure::Invalid`] when it is not there, else when the store cannot be reached.
-    pub(super) async fn table(&self, stage: &PlannedStage, name: &str) -> Result<Vec<RecordBatch>, Failure> {
-        let keys = match stage.drive() {
-            None => vec![stage.task_key(None)],
-            Some(_) => stage.shards(self.rows(stage).await?).iter().map(|range| stage.task_key(Some(*range))).collect(),
-        };
+    pub(crate) async fn table(&self, stage: &PlannedStage, name: &str) -> Result<Vec<RecordBatch>, Failure> {
         let mut batches = Vec::new();
-        for key in keys {
+        for key in self.keys(stage).await? {
             batches.append(&mut self.store.read_table(&self.manifest(stage, &key, name).await?, None).await?.1);
         }
         Ok(batches)
+    }
+
+    /// The manifests of a stage's tasks that are there, in order, and how many tasks it has.
+    ///
+    /// # Errors
+    /// As [`Self::table`], of the stages that tell how many rows it has.
+    pub(crate) async fn manifests(&self, stage: &PlannedStage) -> Result<(Vec<Manifest>, usize), Failure> {
+        let keys = self.keys(stage).await?;
+        let mut found = Vec::new();
+        for key in &keys {
+            found.extend(self.store.manifest(key).await?);
+        }
+        Ok((found, keys.len()))
+    }
+
+    /// Keys of a stage's tasks.
+    async fn keys(&self, stage: &PlannedStage) -> Result<Vec<Key>, Failure> {
+        Ok(match stage.drive() {
+            None => vec![stage.task_key(None)],
+            Some(_) => stage.shards(self.rows(stage).await?).iter().map(|range| stage.task_key(Some(*range))).collect(),
+        })
     }
 
     /// Rows of a row-wise stage: those of the table that drives it, and of the one that drives that, up to its own limit.
@@ -185,24 +202,24 @@ fn predictions(stage: &PlannedStage) -> Option<&'static str> {
 
 /// Which rows two tables of predictions share, and what stands in the way.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     /// Rows of the old and of the new table, of the same sample, in the order of the new one.
-    pub(super) rows: Vec<(usize, usize)>,
+    pub(crate) rows: Vec<(usize, usize)>,
     /// Samples that only the old one has.
-    pub(super) only_old: usize,
+    pub(crate) only_old: usize,
     /// Samples that only the new one has.
-    pub(super) only_new: usize,
+    pub(crate) only_new: usize,
     /// Samples of one number, but of another user, item or label.
-    pub(super) other: usize,
+    pub(crate) other: usize,
     /// The first sample that is not shared.
-    pub(super) first: Option<i64>,
+    pub(crate) first: Option<i64>,
 }
 
 /// Pairs samples by their number, and only where user, item and label agree.
 ///
 /// # Errors
 /// A sentence when a sample stands in one table twice.
-pub(super) fn shared(old: &Predictions, new: &Predictions) -> Result<Shared, String> {
+pub(crate) fn shared(old: &Predictions, new: &Predictions) -> Result<Shared, String> {
     let mut places = BTreeMap::new();
     for (row, sample) in old.sample.iter().enumerate() {
         if places.insert(*sample, row).is_some() {
