@@ -37,10 +37,9 @@ async fn measured(store: &Store, plan: &Plan) -> Result<BTreeMap<StageName, Meas
     if open.is_empty() {
         return Ok(found);
     }
-    let mut reader = Reader { store, left: MANIFESTS };
+    let mut reader = Reader::new(store, MANIFESTS);
     for run in store.runs().await?.into_iter().rev().take(RUNS) {
-        let Some(bytes) = store.run_file(&run, PLAN_FILE).await? else { continue };
-        let Ok(earlier) = serde_json::from_slice::<Plan>(&bytes) else { continue };
+        let Some(earlier) = reader.plan(&run).await? else { continue };
         let mut still = Vec::new();
         for stage in open {
             match reader.stage(&run, &earlier, stage).await? {
@@ -53,13 +52,28 @@ async fn measured(store: &Store, plan: &Plan) -> Result<BTreeMap<StageName, Meas
     Ok(found)
 }
 
-struct Reader<'s> {
+/// Reads plans and some manifests of a store.
+pub(crate) struct Reader<'s> {
     store: &'s Store,
     /// Manifests that may still be read.
     left: usize,
 }
 
-impl Reader<'_> {
+impl<'s> Reader<'s> {
+    /// A reader that reads so many manifests at most.
+    pub(crate) fn new(store: &'s Store, manifests: usize) -> Self {
+        Self { store, left: manifests }
+    }
+
+    /// The plan of a run; `None` when it has none that this version reads.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub(crate) async fn plan(&self, run: &RunId) -> Result<Option<Plan>, Failure> {
+        let bytes = self.store.run_file(run, PLAN_FILE).await?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
     /// What tasks of a run took that are like the stage's.
     async fn stage(&mut self, run: &RunId, earlier: &Plan, like: &PlannedStage) -> Result<Option<Measured>, Failure> {
         let mut found: Option<Measured> = None;
@@ -77,7 +91,10 @@ impl Reader<'_> {
     }
 
     /// Keys of some tasks of a stage; none where it is not known how many there are.
-    async fn tasks(&mut self, plan: &Plan, stage: &PlannedStage) -> Result<Vec<Key>, Failure> {
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub(crate) async fn tasks(&mut self, plan: &Plan, stage: &PlannedStage) -> Result<Vec<Key>, Failure> {
         if stage.drive().is_none() {
             return Ok(vec![stage.task_key(None)]);
         }
@@ -103,7 +120,11 @@ impl Reader<'_> {
         Ok(None)
     }
 
-    async fn manifest(&mut self, key: &Key) -> Result<Option<Manifest>, Failure> {
+    /// A manifest, while some may still be read.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub(crate) async fn manifest(&mut self, key: &Key) -> Result<Option<Manifest>, Failure> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
         Ok(self.store.manifest(key).await?)

@@ -14,6 +14,7 @@ pub mod console;
 pub mod data;
 pub mod doctor;
 pub mod embedded;
+pub mod estimate;
 pub mod explain;
 pub mod failure;
 pub mod gc;

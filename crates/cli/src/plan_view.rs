@@ -2,6 +2,7 @@
 
 use crate::{
     console::{Console, Mark, counted, marked, thousands},
+    estimate::{self, Work},
     failure::Failure,
     history,
     preview::{StagePreview, preview},
@@ -27,6 +28,8 @@ struct StageLine {
     limits: BTreeMap<String, u32>,
     /// What its tasks are thought to need of memory.
     memory: Memory,
+    /// What is left of it.
+    work: Work,
     /// Why it is not reused as a whole; empty when it is.
     why: Vec<String>,
 }
@@ -96,8 +99,10 @@ struct PlanLines<'a> {
 /// When the store cannot be reached.
 pub async fn show(store: &Store, plan: &Plan, json: bool, console: &Console) -> Result<(), Failure> {
     let previews = preview(store, plan).await?;
+    let work = estimate::estimate(store, plan, &previews).await?;
+    let estimates = estimate::lines(plan, &previews, &work);
     let earlier = latest_of(store, plan, None).await?;
-    let stages = lines(plan, previews, earlier.as_ref());
+    let stages = lines(plan, previews, work, earlier.as_ref());
     let compared_with = earlier.map(|(run, _)| run.to_string());
     let lines = PlanLines { pipeline: &plan.pipeline, compared_with, stages };
     if json {
@@ -105,6 +110,10 @@ pub async fn show(store: &Store, plan: &Plan, json: bool, console: &Console) -> 
     } else {
         for line in text(plan, &lines, console.colors_stdout()) {
             console.print(&line);
+        }
+        if !estimates.is_empty() {
+            console.print("");
+            estimates.iter().for_each(|line| console.print(line));
         }
     }
     Ok(())
@@ -120,11 +129,11 @@ pub async fn latest_of(store: &Store, plan: &Plan, before: Option<&RunId>) -> Re
     Ok(plans.pop())
 }
 
-fn lines(plan: &Plan, previews: Vec<StagePreview>, earlier: Option<&(RunId, Plan)>) -> Vec<StageLine> {
+fn lines(plan: &Plan, previews: Vec<StagePreview>, work: Vec<Work>, earlier: Option<&(RunId, Plan)>) -> Vec<StageLine> {
     plan.stages
         .iter()
-        .zip(previews)
-        .map(|(stage, preview)| {
+        .zip(previews.into_iter().zip(work))
+        .map(|(stage, (preview, work))| {
             let mut needs: Vec<String> = stage
                 .needs
                 .iter()
@@ -141,7 +150,7 @@ fn lines(plan: &Plan, previews: Vec<StagePreview>, earlier: Option<&(RunId, Plan
                 },
             };
             let (limits, memory) = (stage.resources.limits.clone(), Memory::of(&stage.resources));
-            StageLine { preview, needs, limits, memory, why }
+            StageLine { preview, needs, limits, memory, work, why }
         })
         .collect()
 }
@@ -255,7 +264,8 @@ stages:
         let (store, plan) = (Store::memory(), plan("3"));
         let previews = preview(&store, &plan).await.unwrap();
         let earlier = earlier.map(|p| (RunId("r1".into()), p));
-        let stages = lines(&plan, previews, earlier.as_ref());
+        let work = vec![Work::default(); plan.stages.len()];
+        let stages = lines(&plan, previews, work, earlier.as_ref());
         let lines = PlanLines { pipeline: &plan.pipeline, compared_with: None, stages };
         text(&plan, &lines, false)
     }
@@ -301,7 +311,8 @@ stages:
                 reused: 0,
             };
             let memory = Memory::of(&Resources::new("cpu", 1));
-            let stage = StageLine { preview, needs: vec![], limits: BTreeMap::new(), memory, why: vec![] };
+            let work = Work::default();
+            let stage = StageLine { preview, needs: vec![], limits: BTreeMap::new(), memory, work, why: vec![] };
             headline(&PlanLines { pipeline: "p", compared_with: None, stages: vec![stage] })
         };
         assert_eq!(lines(Some(1)), "p: 1 stage, 1 task; 0 reused, 1 to run");

@@ -166,3 +166,20 @@ fn where_a_metric_is_not_defined_nothing_can_be_told() {
     assert!(Paired::new(&[1], &old, &new, None).is_err());
     assert!(Paired::new(&[1, 2], &old, &new, None).is_err());
 }
+
+#[test]
+fn the_two_sided_p_value_by_hand() {
+    // Every resampling of these samples has the old log loss below the new one: the rarer side has none.
+    let labels = [1, 0, 1, 0];
+    let (old, new) = ([0.9, 0.1, 0.8, 0.2].map(Some), [0.6, 0.4, 0.6, 0.4].map(Some));
+    let p = |old: &[Option<f32>], new: &[Option<f32>]| {
+        Paired::new(&labels, old, new, None).expect("right columns").resample(999, 7).two_sided(Measure::LogLoss)
+    };
+    assert_eq!(p(&old, &new), Some(2.0 / 1000.0));
+    assert_eq!(p(&new, &old), Some(2.0 / 1000.0), "it has no side");
+    assert_eq!(p(&old, &old), Some(1.0), "the same to the bit");
+    // Better for half of the samples, as much worse for the other half.
+    let mixed = [0.9, 0.4, 0.6, 0.1].map(Some);
+    let swapped = [0.6, 0.1, 0.9, 0.4].map(Some);
+    assert!(p(&mixed, &swapped).is_some_and(|p| p > 0.5));
+}

@@ -53,8 +53,6 @@ pub(super) struct Row {
     pub(super) paper: (&'static str, &'static str),
     /// What it is called here.
     pub(super) label: &'static str,
-    /// Whether the paper's language model answers, so that another model is another system.
-    pub(super) language_model: bool,
 }
 
 /// A table of systems.
@@ -72,11 +70,11 @@ pub(super) struct Table {
 }
 
 const fn row(stage: &'static str, label: &'static str, paper: (&'static str, &'static str)) -> Row {
-    Row { stage, paper, label, language_model: true }
+    Row { stage, paper, label }
 }
 
 const fn classic(stage: &'static str, label: &'static str) -> Row {
-    Row { stage, paper: (label, "default"), label, language_model: false }
+    row(stage, label, (label, "default"))
 }
 
 const R1: &str = "DeepSeek-R1-Distill-Llama-8B";

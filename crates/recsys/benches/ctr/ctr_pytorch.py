@@ -1,6 +1,6 @@
 """DeepCTR-Torch's models on MovieLens-1M's time split: the independent figures for examples/ctr_movielens.rs.
 
-Usage: python ctr_pytorch.py FOLDER MODEL [SEEDS] [MAX_EPOCHS]    (needs torch, numpy, scikit-learn, deepctr-torch)
+Usage: python ctr_pytorch.py FOLDER MODEL [SEEDS] [FIRST]    (needs torch, numpy, scikit-learn, deepctr-torch)
 
 MODEL is deepfm, xdeepfm, dcn or autoint. Same rule for samples and split, same eight fields, same sizes as the defaults
 of the ctr stage (for autoint: --set attention_dim=8, because DeepCTR's heads share the embedding's width); own reading and
@@ -78,16 +78,20 @@ def predict(model, x):
 
 
 def main():
-    folder, name, seeds, max_epochs = *sys.argv[1:3], 1, 20
+    folder, name, seeds, first, max_epochs = *sys.argv[1:3], 1, "deepctr", 20
     if len(sys.argv) > 3:
         seeds = int(sys.argv[3])
     if len(sys.argv) > 4:
-        max_epochs = int(sys.argv[4])
+        first = sys.argv[4]
     (train, valid, test), sizes = load(folder)
     print("torch", torch.__version__, "samples", [len(s[1]) for s in (train, valid, test)], "features", sum(sizes), flush=True)
     for seed in range(1, seeds + 1):
         torch.manual_seed(seed)
         model = build(name, sizes, seed)
+        if first == "torch":
+            for layer in model.modules():
+                if isinstance(layer, torch.nn.Linear):
+                    layer.reset_parameters()
         opt = torch.optim.Adam(model.parameters(), lr=LR)
         aucs, best, start = [], None, time.time()
         for epoch in range(max_epochs):
@@ -106,7 +110,7 @@ def main():
         seconds = (time.time() - start) / len(aucs)
         model.load_state_dict(best)
         p, y = predict(model, test[0]), test[1].numpy()
-        print(f"{name}, seed {seed}: test auc {roc_auc_score(y, p):.4f} logloss {log_loss(y, p.astype(np.float64)):.4f} "
+        print(f"{name}, first weights of {first}, seed {seed}: test auc {roc_auc_score(y, p):.4f} logloss {log_loss(y, p.astype(np.float64)):.4f} "
               f"accuracy {accuracy_score(y, p > 0.5):.4f}; best epoch {int(np.argmax(aucs)) + 1} of {len(aucs)}, "
               f"valid auc {[round(a, 4) for a in aucs]}, {seconds:.1f} s an epoch", flush=True)
 
