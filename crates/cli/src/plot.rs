@@ -163,7 +163,7 @@ fn draw(
             chart.draw_series(line.iter().filter_map(|dot| {
                 let (low, high) = dot.interval?;
                 let at = scale.place(&dot.at);
-                Some(PathElement::new([(at, low), (at, high)], colour.mix(0.5)))
+                Some(PathElement::new([(at, low), (at, high)], colour.mix(0.5).stroke_width(2)))
             }))?;
         }
         chart.draw_series(places.iter().map(|place| Circle::new(*place, 3, colour.filled())))?;

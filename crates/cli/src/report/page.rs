@@ -3,7 +3,7 @@
 
 use super::{
     figures::Figure,
-    text::{self, HEADS, STAGE_HEADS},
+    text::{self, STAGE_HEADS},
     whole::{Report, RunReport},
 };
 use std::fmt::Write as _;
@@ -48,8 +48,8 @@ fn section(run: &RunReport, page: &mut String) {
         let _ = writeln!(page, "<p class=\"below\">SHA-256 of its files: <code>{}</code></p>", escaped(&data.digest));
     }
     for of in &run.tables {
-        let rows: Vec<Vec<String>> = of.systems.iter().map(|system| text::cells(system).to_vec()).collect();
-        table(&of.title, &HEADS, &rows, 1, page);
+        let (heads, rows) = text::systems(of);
+        table(&of.title, &heads, &rows, 1, page);
         let _ = writeln!(page, "<p class=\"below\">{}</p>", escaped(&text::below(of)));
     }
     if let Some(found) = &run.responses {
@@ -98,7 +98,7 @@ fn figure(figure: &Figure, page: &mut String) {
     if let Some(svg) = &figure.svg {
         let _ = write!(page, "<div class=\"plot\">{}</div>\n", inline(svg, &figure.title));
     }
-    let _ = write!(page, "<figcaption>{}</figcaption>\n</figure>\n", escaped(&figure.caption));
+    let _ = write!(page, "<figcaption>{}</figcaption>\n</figure>\n", with_code(&figure.caption));
 }
 
 /// A plot for the inside of a page: it grows with its place, has a name, and its grey is the page's own text colour.
@@ -114,6 +114,13 @@ fn inline(svg: &str, name: &str) -> String {
         "<svg viewBox=\"{view}\" role=\"img\" aria-label=\"{}\" xmlns=\"http://www.w3.org/2000/svg\">{body}",
         escaped(name)
     )
+}
+
+/// A sentence with its names in backticks set as code.
+fn with_code(text: &str) -> String {
+    let pieces = escaped(text);
+    let set = pieces.split('`').enumerate();
+    set.map(|(i, piece)| if i % 2 == 1 { format!("<code>{piece}</code>") } else { piece.to_owned() }).collect()
 }
 
 fn escaped(text: &str) -> String {

@@ -8,7 +8,7 @@ use crate::clock;
 use std::fmt::Write as _;
 
 /// `0.7184 [0.7101, 0.7263]`, or `n/a`.
-pub(super) fn value(value: &Value) -> String {
+fn value(value: &Value) -> String {
     match (value.value, value.low, value.high) {
         (None, ..) => "n/a".to_owned(),
         (Some(value), Some(low), Some(high)) => format!("{value:.4} [{low:.4}, {high:.4}]"),
@@ -17,7 +17,7 @@ pub(super) fn value(value: &Value) -> String {
 }
 
 /// A p-value; `-` where there is none.
-pub(super) fn p(p: Option<f64>) -> String {
+fn p(p: Option<f64>) -> String {
     match p {
         None => "-".to_owned(),
         Some(p) if p < 0.001 => "<0.001".to_owned(),
@@ -26,7 +26,7 @@ pub(super) fn p(p: Option<f64>) -> String {
 }
 
 /// The paper's value; `-` where there is none.
-pub(super) fn published(system: &System, of: fn(&super::paper::Published) -> f64) -> String {
+fn published(system: &System, of: fn(&super::paper::Published) -> f64) -> String {
     system.published.as_ref().map_or("-".to_owned(), |published| format!("{:.4}", of(published)))
 }
 
@@ -46,8 +46,20 @@ pub(super) fn below(table: &TableOf) -> String {
     text.trim_end().to_owned()
 }
 
-/// The cells of a system's row.
-pub(super) fn cells(system: &System) -> [String; 10] {
+/// Heads and rows of a table; the paper's values only where it has some.
+pub(super) fn systems(table: &TableOf) -> (Vec<&'static str>, Vec<Vec<String>>) {
+    const HEADS: [&str; 10] =
+        ["System", "AUC", "paper", "p", "Log loss", "paper", "Accuracy", "paper", "Samples", "Missing"];
+    let beside = table.systems.iter().any(|system| system.published.is_some());
+    let kept = |head: &str| beside || head != "paper";
+    let row = |system: &System| {
+        let cells = HEADS.into_iter().zip(cells(system)).filter(|(head, _)| kept(head));
+        cells.map(|(_, cell)| cell).collect()
+    };
+    (HEADS.into_iter().filter(|head| kept(head)).collect(), table.systems.iter().map(row).collect())
+}
+
+fn cells(system: &System) -> [String; 10] {
     [
         system.label.clone(),
         value(&system.auc),
@@ -61,10 +73,6 @@ pub(super) fn cells(system: &System) -> [String; 10] {
         system.missing.to_string(),
     ]
 }
-
-/// Heads of [`cells`].
-pub(super) const HEADS: [&str; 10] =
-    ["System", "AUC", "paper", "p", "Log loss", "paper", "Accuracy", "paper", "Samples", "Missing"];
 
 pub(super) fn markdown(report: &Report) -> String {
     let mut text = "# Report\n".to_owned();
@@ -88,7 +96,8 @@ fn run_markdown(run: &RunReport, text: &mut String) {
     }
     for of in &run.tables {
         let _ = write!(text, "\n### {}\n\n", of.title);
-        table(text, &HEADS, of.systems.iter().map(|system| cells(system).to_vec()));
+        let (heads, rows) = systems(of);
+        table(text, &heads, rows);
         let _ = write!(text, "\n{}\n", below(of));
     }
     if let Some(found) = &run.responses {
