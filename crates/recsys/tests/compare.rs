@@ -173,7 +173,7 @@ fn the_two_sided_p_value_by_hand() {
     let labels = [1, 0, 1, 0];
     let (old, new) = ([0.9, 0.1, 0.8, 0.2].map(Some), [0.6, 0.4, 0.6, 0.4].map(Some));
     let p = |old: &[Option<f32>], new: &[Option<f32>]| {
-        Paired::new(&labels, old, new, None).expect("right columns").resample(999, 7).two_sided(Measure::LogLoss)
+        Paired::new(&labels, old, new, None).expect("right columns").resample(999, 7).two_sided(LogLoss)
     };
     assert_eq!(p(&old, &new), Some(2.0 / 1000.0));
     assert_eq!(p(&new, &old), Some(2.0 / 1000.0), "it has no side");

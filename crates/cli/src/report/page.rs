@@ -96,7 +96,7 @@ fn table(caption: &str, heads: &[&str], rows: &[Vec<String>], words: usize, page
 fn figure(figure: &Figure, page: &mut String) {
     let _ = write!(page, "<figure id=\"{}\">\n<h3>{}</h3>\n", figure.id, escaped(&figure.title));
     if let Some(svg) = &figure.svg {
-        let _ = write!(page, "<div class=\"plot\">{}</div>\n", inline(svg, &figure.title));
+        let _ = writeln!(page, "<div class=\"plot\">{}</div>", inline(svg, &figure.title));
     }
     let _ = write!(page, "<figcaption>{}</figcaption>\n</figure>\n", with_code(&figure.caption));
 }

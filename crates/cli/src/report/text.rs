@@ -208,3 +208,76 @@ fn against(table: &TableOf, system: &System, of: fn(&super::tables::Pair) -> Opt
     let ends = [reference, system.stage.as_str()];
     table.pairs.iter().find(|pair| ends.contains(&pair.a.as_str()) && ends.contains(&pair.b.as_str())).and_then(of)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{paper::Published, tables::Pair, whole::ResponseFacts},
+        *,
+    };
+
+    fn system(label: &str, stage: &str, auc: f64, published: Option<Published>, p: Option<f64>) -> System {
+        let value = |value: f64| Value { value: Some(value), low: Some(value - 0.01), high: Some(value + 0.01) };
+        System {
+            label: label.to_owned(),
+            stage: stage.to_owned(),
+            auc: value(auc),
+            logloss: value(0.6),
+            accuracy: Value::default(),
+            samples: 1000,
+            missing: 2,
+            published,
+            p,
+        }
+    }
+
+    fn report() -> Report {
+        let published = Published { auc: 0.7658, logloss: 0.614, accuracy: 0.6942 };
+        let pair = Pair {
+            a: "zero-shot".into(),
+            b: "rallrec".into(),
+            auc: Some(0.0004),
+            logloss: Some(0.25),
+            accuracy: None,
+            samples: 998,
+        };
+        let table = TableOf {
+            id: "table_4".into(),
+            title: "Table 4. All systems".into(),
+            systems: vec![
+                system("Zero-shot, a|b", "zero-shot", 0.51, None, Some(0.0004)),
+                system("RALLRec", "rallrec", 0.7, Some(published), None),
+            ],
+            reference: Some("rallrec".into()),
+            absent: vec!["DCN".into()],
+            pairs: vec![pair],
+        };
+        let run = RunReport {
+            id: "r1".into(),
+            pipeline: "p".into(),
+            data: None,
+            paper_counts: None,
+            notes: vec!["A note.".into()],
+            tables: vec![table],
+            responses: Some(ResponseFacts {
+                stage: "reason".into(),
+                responses: 5,
+                mean_tokens: 12.25,
+                mean_seconds: None,
+            }),
+            figures: Vec::new(),
+            stages: Vec::new(),
+        };
+        Report { version: 1, runs: vec![run], sweeps: Vec::new() }
+    }
+
+    #[test]
+    fn a_report_as_markdown() {
+        insta::assert_snapshot!(markdown(&report()));
+    }
+
+    #[test]
+    fn a_report_as_csv() {
+        insta::assert_snapshot!(csv(&report()));
+    }
+}
