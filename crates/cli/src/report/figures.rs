@@ -56,13 +56,16 @@ fn lengths(run: &RunFacts) -> Result<Figure, Failure> {
         }
     }
     let groups = by_length(&responses, LENGTH_GROUPS);
-    let dot = |g: &rallrec_recsys::response::LengthGroup| Dot {
-        at: json!(format!("{} to {}", g.shortest, g.longest)),
-        series: String::new(),
-        value: g.accuracy,
-        interval: None,
-    };
-    let dots: Vec<Dot> = groups.iter().map(dot).collect();
+    let dots: Vec<Dot> = (1..)
+        .zip(&groups)
+        .map(|(number, g)| Dot {
+            // Groups of equal lengths are still groups.
+            at: json!(format!("{number}: {} to {}", g.shortest, g.longest)),
+            series: String::new(),
+            value: g.accuracy,
+            interval: None,
+        })
+        .collect();
     let values: Vec<Value> = groups
         .iter()
         .map(
@@ -77,7 +80,7 @@ fn lengths(run: &RunFacts) -> Result<Figure, Failure> {
             found.stage,
             groups.len()
         ),
-        svg: plot("tokens", "accuracy", &dots)?,
+        svg: plot("group: tokens", "accuracy", &dots)?,
         values: Value::Array(values),
     })
 }

@@ -51,7 +51,8 @@ pub(super) struct ResponseFacts {
 impl RunReport {
     /// Seconds of its own tasks, of them on an accelerator, and of those that it did not have to run again.
     pub(super) fn seconds(&self) -> [f64; 3] {
-        let sum = |of: fn(&StageFacts) -> f64| self.stages.iter().map(of).sum();
+        // The sum of nothing would be -0.
+        let sum = |of: fn(&StageFacts) -> f64| self.stages.iter().map(of).fold(0.0, |sum, one| sum + one);
         [sum(|s| s.seconds), sum(|s| s.gpu_seconds), sum(|s| s.saved_seconds)]
     }
 }
