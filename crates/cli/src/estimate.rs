@@ -1,8 +1,8 @@
 //! What is left of a plan, in rows, tokens, time and bytes, by what tasks like its own took in earlier runs. It only tells:
 //! nothing is decided by it.
 //!
-//! A stage is like another when it has the same kind and model, and, where it writes texts, the same longest text. Of
-//! kinds that are one task also all parameters must be the same, as nobody can tell how their time grows. What no run in
+//! A stage is like another when it has the same kind and model, prompts with as many entries, and, where it writes texts,
+//! the same longest text. Of kinds that are one task also all parameters must be the same, as nobody can tell how their time grows. What no run in
 //! the store has done stays unknown; how many tokens can be written at most is known from the parameters alone.
 
 use crate::{console, failure::Failure, learned::Reader, preview::StagePreview};
@@ -78,7 +78,7 @@ pub async fn estimate(store: &Store, plan: &Plan, previews: &[StagePreview]) -> 
         let Some(earlier) = reader.plan(&run).await? else { continue };
         let mut still = Vec::new();
         for at in open {
-            match seen(&mut reader, &run, &earlier, &plan.stages[at]).await? {
+            match seen(&mut reader, &run, &earlier, (plan, &plan.stages[at])).await? {
                 Some(seen) => work[at].expected = seen.of(&plan.stages[at], work[at].rows, run.clone()),
                 None => still.push(at),
             }
@@ -140,6 +140,15 @@ fn is_like(stage: &PlannedStage, other: &PlannedStage) -> bool {
     stage.kind == other.kind && same_model && same_length && (!one_task || stage.params == other.params)
 }
 
+/// What the length of a stage's prompts depends on: entries of history, and the text round them.
+fn prompts_of(plan: &Plan, stage: &PlannedStage) -> Option<(u32, String)> {
+    let from = plan.stages.get(stage.drive()?.stage as usize)?;
+    match from.params().ok()? {
+        StageParams::Retrieve(params) => Some((params.k, params.template)),
+        _ => None,
+    }
+}
+
 /// What some tasks took.
 #[derive(Default)]
 struct Seen {
@@ -187,9 +196,10 @@ async fn seen(
     reader: &mut Reader<'_>,
     run: &RunId,
     earlier: &Plan,
-    like: &PlannedStage,
+    (plan, like): (&Plan, &PlannedStage),
 ) -> Result<Option<Seen>, Failure> {
-    for stage in earlier.stages.iter().filter(|stage| is_like(like, stage)) {
+    let like_it = |stage: &&PlannedStage| is_like(like, stage) && prompts_of(plan, like) == prompts_of(earlier, stage);
+    for stage in earlier.stages.iter().filter(like_it) {
         let mut seen = Seen { traces: traces(stage), ..Seen::default() };
         for key in reader.tasks(earlier, stage).await? {
             // What that run took from an earlier one tells as much.
@@ -267,4 +277,80 @@ fn cells(found: &Expected, most: String) -> [String; 6] {
         format!("{:.2}", found.gpu_seconds / 3600.0),
         console::bytes(found.bytes.round() as u64),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preview::preview;
+    use rallrec_core::{
+        ids::{Attempt, TimeMs},
+        plan::Pins,
+        spec::compile,
+    };
+
+    const PIPELINE: &str = "
+rallrec: 1
+name: p
+params: {samples: 2, longest: 100, k: 5, count: 40}
+models: {m: {source: smollm2-135m-instruct}}
+data: {r: {source: movielens-100k}}
+stages:
+  dataset: {kind: dataset, data: r}
+  sample: {kind: sample, needs: {samples: dataset.test}, with: {count: \"${count}\"}}
+  retrieve:
+    kind: retrieve
+    needs: {samples: sample, items: dataset.items, users: dataset.users, interactions: dataset.interactions}
+    with: {variant: simple, k: \"${k}\"}
+  reason:
+    kind: reason
+    needs: {prompts: retrieve}
+    model: m
+    with: {hint: none, samples: \"${samples}\", max_new_tokens: \"${longest}\"}
+";
+
+    fn plan(set: &[(&str, &str)]) -> Plan {
+        let set: Vec<(String, String)> = set.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let pipeline = compile("p.yaml", PIPELINE, &set).expect("compiles");
+        let digest = |name: &str| (name.to_owned(), "0".repeat(64));
+        let pins = Pins { models: [digest("m")].into(), data: [digest("r")].into(), ..Pins::default() };
+        Plan::new(&pipeline, &pins).expect("pinned")
+    }
+
+    fn manifest(stage: &PlannedStage, rows: u64) -> Manifest {
+        serde_json::from_value(serde_json::json!({
+            "version": 1, "key": "k", "kind": stage.kind, "stage": stage.name, "rows": {"start": 0, "end": rows}, "run": "r1",
+            "attempt": Attempt(1), "producer": "test", "committed_at_ms": TimeMs(0), "seconds": 20.0, "fields": {}, "tables": {},
+            "metrics": {"tokens_read": 1000.0, "tokens_written": 300.0}, "bad_rows": []
+        }))
+        .expect("a manifest")
+    }
+
+    #[tokio::test]
+    async fn what_nobody_did_is_known_by_its_limits_alone() {
+        let plan = plan(&[]);
+        let store = Store::memory();
+        let work = estimate(&store, &plan, &preview(&store, &plan).await.unwrap()).await.unwrap();
+        assert_eq!(work[2], Work { rows: Some(40), ..Work::default() });
+        assert_eq!(work[3], Work { rows: Some(40), most_written: Some(40 * 2 * 100), expected: None });
+    }
+
+    #[test]
+    fn work_grows_with_rows_and_traces_of_what_is_alike() {
+        let (old, new) = (plan(&[]), plan(&[("samples", "6"), ("count", "80")]));
+        let (before, now) = (&old.stages[3], &new.stages[3]);
+        assert!(is_like(now, before) && prompts_of(&new, now) == prompts_of(&old, before));
+        let mut seen = Seen { traces: traces(before), ..Seen::default() };
+        seen.add(&manifest(before, 10));
+        let found = seen.of(now, Some(80), RunId("r1".into())).expect("rows are known");
+        assert_eq!((found.seconds, found.tokens_read, found.tokens_written), (480.0, 24_000.0, 7_200.0));
+        assert_eq!(found.gpu_seconds, 0.0);
+        assert!(seen.of(now, None, RunId("r1".into())).is_none());
+
+        let longer = plan(&[("longest", "200")]);
+        assert!(!is_like(&longer.stages[3], before), "how long texts become by themselves is not known");
+        let more = plan(&[("k", "30")]);
+        assert_ne!(prompts_of(&more, &more.stages[3]), prompts_of(&old, before));
+        assert!(!is_like(&more.stages[1], &new.stages[1]), "one task with other parameters");
+    }
 }
