@@ -39,7 +39,7 @@ fn main() {
 
     let params = LightGcnParams { epochs, ..LightGcnParams::default() };
     let start = Instant::now();
-    let learned = train(&graph, &params, 42, &Device::flex(), &mut |_| true).unwrap();
+    let learned = train(&graph, &params, 42, &Device::flex(), &mut |_| true, &mut NoCheckpoints).unwrap();
     println!("{:.2} s an epoch, losses {:.4?}", start.elapsed().as_secs_f64() / f64::from(epochs), learned.losses);
 
     let mut popular = vec![0f32; items];

@@ -4,11 +4,13 @@
 //! the gradient, and a step costs exactly two propagations without an autodiff graph. There is no edge dropout, no
 //! validation and no early stopping: the method trains for a fixed number of epochs.
 
+mod state;
+
 use crate::{
     draw,
     graph::{Graph, Triples},
     spmm::{Csr, HostCsr, spmm},
-    training::{Adam, OnProgress, TrainError, TrainProgress, values},
+    training::{Adam, Checkpoints, OnProgress, TrainError, TrainProgress, values},
 };
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use rallrec_core::{params::LightGcnParams, rng::row_rng};
@@ -27,7 +29,9 @@ pub struct LightGcnEmbeddings {
     pub losses: Vec<f64>,
 }
 
-/// Trains on a graph, from first embeddings and triples drawn with `seed`. The callback is asked after every step.
+/// Trains on a graph, from first embeddings and triples drawn with `seed`. The callback is asked after every step. A training
+/// that is stopped leaves a checkpoint, and one that finds a checkpoint of the same graph, parameters and seed goes on from it
+/// to the same bytes.
 ///
 /// # Errors
 /// When the graph has no edge to learn from, the loss diverges, or the callback says stop.
@@ -37,26 +41,41 @@ pub fn train(
     seed: u64,
     device: &Device,
     on_progress: &mut OnProgress<'_>,
+    checkpoints: &mut dyn Checkpoints,
 ) -> Result<LightGcnEmbeddings, TrainError> {
     let mut model = LightGcn::new(graph, params, &initial(graph.nodes(), params.dim as usize, seed), device);
     let batch = params.batch_size as usize;
-    let mut losses = Vec::with_capacity(params.epochs as usize);
-    for epoch in 1..=params.epochs {
+    let mut at = Position { epoch: 1, step: 0, total: 0.0, losses: Vec::with_capacity(params.epochs as usize) };
+    if let Some(saved) = checkpoints.latest() {
+        match state::read(&saved, &mut model) {
+            Some(found) => at = found,
+            None => tracing::warn!("a checkpoint of LightGCN cannot be used; the training begins again"),
+        }
+    }
+    let Position { epoch: first, step: mut done, total: mut so_far, mut losses } = at;
+    for epoch in first..=params.epochs {
         let triples = graph.sample_epoch(seed, u64::from(epoch));
         if triples.is_empty() {
             let reason = "no rating of the training period is an edge; lower like_above or set edges: all".to_owned();
             return Err(TrainError::Empty { model: "LightGCN", reason });
         }
         let steps = triples.len().div_ceil(batch);
-        let mut total = Tensor::<1>::zeros([1], device);
-        for step in 0..steps {
+        let mut total = Tensor::<1>::from_floats([so_far], device);
+        for step in done..steps {
             let range = step * batch..triples.len().min((step + 1) * batch);
             total = total + model.step(&triples, range.clone()) * range.len() as f64;
             let loss = losses.last().copied();
-            if !on_progress(&TrainProgress { epoch, epochs: params.epochs, step: step + 1, steps, loss }) {
+            let go_on = on_progress(&TrainProgress { epoch, epochs: params.epochs, step: step + 1, steps, loss });
+            if checkpoints.is_due() || !go_on {
+                let total = total.clone().into_scalar::<f32>();
+                checkpoints
+                    .save(state::write(&Position { epoch, step: step + 1, total, losses: losses.clone() }, &model));
+            }
+            if !go_on {
                 return Err(TrainError::Stopped { epoch });
             }
         }
+        (done, so_far) = (0, 0.0);
         let loss = f64::from(total.into_scalar::<f32>()) / triples.len() as f64;
         if !loss.is_finite() {
             return Err(TrainError::Diverged { model: "LightGCN", epoch, loss });
@@ -65,6 +84,18 @@ pub fn train(
     }
     let (users, items) = model.embeddings();
     Ok(LightGcnEmbeddings { users, items, losses })
+}
+
+/// How far a training is.
+struct Position {
+    /// Epoch in work, from 1.
+    epoch: u32,
+    /// Its steps that are made.
+    step: usize,
+    /// Sum of the losses of their triples.
+    total: f32,
+    /// Mean losses of the epochs before.
+    losses: Vec<f64>,
 }
 
 /// First embeddings [nodes, dim]: normal values, drawn by node.

@@ -4,7 +4,7 @@
 //! autodiff graph to read them from. It keeps no learning-rate schedule and no weight decay: the method uses none.
 
 use crate::metrics::MetricsError;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 /// How far a training is. Given to the callback after every step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +23,29 @@ pub struct TrainProgress {
 
 /// Hears how far a training is and says whether it should go on.
 pub type OnProgress<'a> = dyn FnMut(&TrainProgress) -> bool + 'a;
+
+/// Keeps a training's whole state, so that one that was interrupted goes on as if it had not been.
+pub trait Checkpoints {
+    /// The state that an earlier attempt left.
+    fn latest(&mut self) -> Option<Vec<u8>>;
+    /// Whether a state should be kept after this step; asked after each.
+    fn is_due(&mut self) -> bool;
+    /// Keeps a state in place of the one before.
+    fn save(&mut self, state: Vec<u8>);
+}
+
+/// Keeps nothing.
+pub struct NoCheckpoints;
+
+impl Checkpoints for NoCheckpoints {
+    fn latest(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+    fn is_due(&mut self) -> bool {
+        false
+    }
+    fn save(&mut self, _state: Vec<u8>) {}
+}
 
 /// Why a training gave no result.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -90,6 +113,17 @@ impl<const D: usize> Adam<D> {
     pub fn new(parameter: &Tensor<D>) -> Self {
         let zeros = Tensor::zeros(parameter.dims(), &parameter.device());
         Self { mean: zeros.clone(), square: zeros, step: 0 }
+    }
+
+    /// Both moments, row after row, and the steps made.
+    pub(crate) fn state(&self) -> (Vec<f32>, Vec<f32>, i32) {
+        (values(self.mean.clone()), values(self.square.clone()), self.step)
+    }
+
+    /// An optimiser with this [`Self::state`]; the moments have the shape of the parameter.
+    pub(crate) fn restored(parameter: &Tensor<D>, (mean, square, step): (Vec<f32>, Vec<f32>, i32)) -> Self {
+        let moment = |v: Vec<f32>| Tensor::from_data(TensorData::new(v, parameter.dims()), &parameter.device());
+        Self { mean: moment(mean), square: moment(square), step }
     }
 
     /// The parameter after one step. Neither tensor may carry an autodiff graph.

@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use rallrec_core::params::{GraphEdges, LightGcnParams};
-use rallrec_recsys::{graph::Graph, lightgcn::train};
+use rallrec_recsys::{graph::Graph, lightgcn::train, training::NoCheckpoints};
 use std::{path::Path, process::Command};
 
 const TOP: usize = 20;
@@ -56,7 +56,7 @@ fn beats_popularity_on_the_likes_of_the_later_fifth() {
     let stars: Vec<f32> = past.iter().map(|r| r.3 as f32).collect();
     let graph = Graph::from_ratings((943, 1682), &user, &item, &stars, GraphEdges::Positive, 3.0).expect("consistent");
     let params = LightGcnParams { epochs: 10, ..LightGcnParams::default() };
-    let learned = train(&graph, &params, 42, &Device::flex(), &mut |_| true).expect("trains");
+    let learned = train(&graph, &params, 42, &Device::flex(), &mut |_| true, &mut NoCheckpoints).expect("trains");
 
     let dim = params.dim as usize;
     let ours = recall(&graph, future, &|u, i| {

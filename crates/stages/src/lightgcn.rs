@@ -17,7 +17,14 @@ impl Stage for LightGcnParams {
     ) -> Result<(), StageError> {
         let graph = training_graph(self, inputs)?;
         output.metric("edges", graph.edges().len() as f64);
-        let trained = lightgcn::train(&graph, self, context.seed, context.device, &mut training::watch(context))?;
+        let trained = lightgcn::train(
+            &graph,
+            self,
+            context.seed,
+            context.device,
+            &mut training::watch(context),
+            &mut training::Kept::new(context),
+        )?;
         training::record_losses(output, &trained.losses);
         let dim = self.dim as usize;
         let rows = |count: usize| (0..count as i32).collect::<Vec<_>>();
