@@ -113,6 +113,8 @@ fn included_files_have_versions_and_keys_too() {
     let main = format!("{HEAD}include: parts/a.yaml\nstages: {{one: {{}}}}\n");
     let old = "rallrec: 2\nstage:\n  one: {kind: rows}\nstages: {one: {kind: rows}}\n";
     insta::assert_snapshot!(refused(&main, &[("p/parts/a.yaml", old)]));
+    let nothing = refused(&format!("{HEAD}include: parts/a.yaml\n"), &[("p/parts/a.yaml", DATA)]);
+    assert!(nothing.contains("p/main.yaml:1:1: error: the key `stages` is missing"), "{nothing}");
     let main = format!("{HEAD}include: parts/a.yaml\nstages: {{one: {{needs: {{rows: [missing]}}}}}}\n");
     insta::assert_snapshot!(refused(&main, &[("p/parts/a.yaml", "stages: {one: {kind: wait}}\n")]));
 }

@@ -12,6 +12,7 @@ use rallrec_recsys::{
     graph::Graph,
     lightgcn::{LightGcnEmbeddings, train},
     metrics,
+    training::NoCheckpoints,
 };
 use std::time::Instant;
 

@@ -5,6 +5,7 @@ use rallrec_core::params::{GraphEdges, LightGcnParams};
 use rallrec_recsys::{
     graph::{Graph, Triples},
     lightgcn::{LightGcn, train},
+    training::NoCheckpoints,
 };
 use serde::Deserialize;
 
@@ -68,7 +69,7 @@ fn training_is_the_same_to_the_bit_on_any_number_of_threads() {
     let (_, graph, params) = fixture();
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        pool.install(|| train(&graph, &params, 7, &Device::flex(), &mut |_| true).expect("trains"))
+        pool.install(|| train(&graph, &params, 7, &Device::flex(), &mut |_| true, &mut NoCheckpoints).expect("trains"))
     };
     let once = on(1);
     assert_eq!(once, on(2));
@@ -82,10 +83,17 @@ fn training_is_the_same_to_the_bit_on_any_number_of_threads() {
 fn the_callback_stops_training() {
     let (_, graph, params) = fixture();
     let mut calls = 0;
-    let result = train(&graph, &params, 7, &Device::flex(), &mut |p| {
-        calls += 1;
-        p.epoch < 2
-    });
+    let result = train(
+        &graph,
+        &params,
+        7,
+        &Device::flex(),
+        &mut |p| {
+            calls += 1;
+            p.epoch < 2
+        },
+        &mut NoCheckpoints,
+    );
     assert_eq!(result.expect_err("stopped").to_string(), "training was stopped in epoch 2");
     assert!(calls > 1);
 }
@@ -99,7 +107,7 @@ fn a_graph_large_enough_for_threads_gives_the_same_bits() {
     let params = LightGcnParams { epochs: 1, batch_size: 8192, ..LightGcnParams::default() };
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        pool.install(|| train(&graph, &params, 7, &Device::flex(), &mut |_| true).expect("trains"))
+        pool.install(|| train(&graph, &params, 7, &Device::flex(), &mut |_| true, &mut NoCheckpoints).expect("trains"))
     };
     let once = on(1);
     assert_eq!(once, on(2));

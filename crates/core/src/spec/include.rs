@@ -292,7 +292,10 @@ fn only_needed(whole: &Rc<Node>, own: &Node) -> Rc<Node> {
         }
         _ => entry.clone(),
     };
-    Node::leaf(whole.span, Content::Map(entries.iter().map(kept).collect()))
+    let has_stages = matches!(&own.content, Content::Map(entries) if get(entries, "stages").is_some());
+    // A file without stages of its own is told so, and not that what it includes has none.
+    let entries = entries.iter().filter(|entry| has_stages || &*entry.key != "stages");
+    Node::leaf(whole.span, Content::Map(entries.map(kept).collect()))
 }
 
 /// Names of the stages that a stage reads.
