@@ -21,7 +21,7 @@ def best(run):
 
 model = load_model(GGUFReader(sys.argv[1]))
 with torch.no_grad():
-    for batch in (1, 8):
+    for batch in (1, 8, 32):
         ids = torch.arange(500, 500 + 512 * 7, 7).repeat(batch, 1)
         seconds = best(lambda: model(ids, logits_to_keep=1, use_cache=False))
         print(f"prefill 512 x {batch}: {512 * batch / seconds:.0f} tokens/s", flush=True)

@@ -1,4 +1,4 @@
-//! Tokens a second of the language model: prefill of 512 tokens at batch 1 and 8, decoding of 64 at batch 1, 8 and 32.
+//! Tokens a second of the language model: prefill of 512 tokens and decoding of 64 at batch 1, 8 and 32.
 //!
 //! `cargo bench --workspace --bench throughput [-- PRECISION [WHAT]]`: `auto` (the file's own, the default), `f32`,
 //! `bf16`, `f16` or `int8`; only the measurements whose name contains WHAT. The peers run right after, so that they
@@ -53,7 +53,7 @@ fn main() {
 /// What was measured, and tokens a second.
 fn measure(model: &LanguageModel, only: &str) -> Vec<(String, f64)> {
     let mut out = Vec::new();
-    for batch in [1, 8] {
+    for batch in [1, 8, 32] {
         let what = format!("prefill {PREFILL} x {batch}");
         if what.contains(only) {
             let prompt = |row| (0..PREFILL).map(|i| 500 + i * 7 + row).collect();
