@@ -126,7 +126,7 @@ params! {
         pooling: Pooling = Pooling::Mean, Keyed;
         /// Sentence that names an item. `{title}`, `{genre}` and `{year}` are filled in.
         title_template: String = "The movie is titled {title} and its genre is {genre}.", Keyed;
-        /// Tokens computed together at most; fewer where memory is short.
+        /// Tokens computed together at most; fewer where more are no faster or memory is short.
         batch_tokens: u32 = 4096u32, Free, 1 ..= 1048576;
     }
 }
@@ -349,7 +349,7 @@ params! {
         system: String = "You judge whether a user will like an item. Answer only Yes or No.", Keyed;
         /// Longest prompt, in tokens; a longer one is a bad row.
         max_prompt_tokens: u32 = 2048u32, Keyed, 1 ..= 1048576;
-        /// Tokens computed together at most; fewer where memory is short.
+        /// Tokens computed together at most; fewer where more are no faster or memory is short.
         batch_tokens: u32 = 4096u32, Free, 1 ..= 1048576;
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     host::{Host, RopeTable, floats, matrix, read},
     kv::{KvPool, Sequence},
     matrix::{Matrix, Precision, TooLarge},
+    memory,
     ops::{Draw, HeadWeights, Operations, Segment, Vector},
     sampler::Drawn,
 };
@@ -136,6 +137,11 @@ impl Decoder {
     /// What a call may take of the device's memory where its caller does not say, in bytes.
     pub(crate) fn default_bytes(&self) -> u64 {
         self.ops.default_bytes()
+    }
+
+    /// Tokens of one forward pass: `tokens` at most, fewer where more bring nothing or do not fit into so many bytes.
+    pub(crate) fn tokens_at_once(&self, tokens: usize, bytes: u64) -> usize {
+        memory::tokens_that_fit(&self.config, tokens.min(self.ops.most_tokens()), bytes)
     }
 
     /// Room for the keys and values of a batch's sequences, on the device.

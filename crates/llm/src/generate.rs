@@ -206,7 +206,7 @@ impl<'a> Engine<'a> {
         Self {
             batch_size: slots.samples,
             max_pages: memory::pages_that_fit(&pool, slots.kv_bytes.unwrap_or(bytes)),
-            prefill_tokens: memory::tokens_that_fit(&decoder.config, PREFILL_TOKENS, bytes),
+            prefill_tokens: decoder.tokens_at_once(PREFILL_TOKENS, bytes),
             tree: PrefixTree::new(&prompts, good.collect()),
             decoder,
             rules,

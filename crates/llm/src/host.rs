@@ -17,6 +17,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
+/// Tokens of a forward pass at most: the activations of some thousands leave the CPU's caches (SmolLM2-135M, 2 cores, prefill
+/// of 512 x 8: 742 tokens/s by 512 tokens, 715 by 1,024, 590 by 4,096), and most prompts are to be whole.
+const MOST_TOKENS: usize = 1024;
+
 /// The operations in host memory.
 pub(crate) struct Host {
     /// Output t is the embedding of token t.
@@ -31,6 +35,10 @@ impl Operations for Host {
 
     fn default_bytes(&self) -> u64 {
         memory::default_bytes()
+    }
+
+    fn most_tokens(&self) -> usize {
+        MOST_TOKENS
     }
 
     fn embed(&self, tokens: &[u32], width: usize, device: &Device) -> Tensor<2> {

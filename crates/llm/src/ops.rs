@@ -23,6 +23,9 @@ pub(crate) trait Operations: Send + Sync {
     /// What a call may take of the device's memory where its caller does not say, in bytes.
     fn default_bytes(&self) -> u64;
 
+    /// Tokens of a forward pass from which on more of them make it no faster.
+    fn most_tokens(&self) -> usize;
+
     /// The tokens' embeddings, the beginning of the residual stream.
     fn embed(&self, tokens: &[u32], width: usize, device: &Device) -> Tensor<2>;
 

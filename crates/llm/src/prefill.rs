@@ -27,8 +27,8 @@ pub enum Pooling {
 /// How much is computed at once. It bounds memory and speed, and changes no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenBudget {
-    /// Tokens computed together at most; fewer when their activations would not fit, and at least 32. A longer prompt
-    /// is computed in pieces.
+    /// Tokens computed together at most; fewer where more are no faster (1,024 on the CPU) or would not fit, and at least
+    /// 32. A longer prompt is computed in pieces.
     pub tokens: usize,
     /// Bytes for activations, and again for the cache of shared beginnings; a quarter of the free memory if `None`.
     pub memory_bytes: Option<u64>,
@@ -107,7 +107,7 @@ impl<'a> Prefill<'a> {
         Self {
             decoder,
             prompts,
-            batch_tokens: memory::tokens_that_fit(&decoder.config, budget.tokens, bytes),
+            batch_tokens: decoder.tokens_at_once(budget.tokens, bytes),
             held_pages: memory::pages_that_fit(&pool, bytes),
             tree: PrefixTree::new(prompts, good),
             pool,

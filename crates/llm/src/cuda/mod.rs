@@ -278,6 +278,10 @@ impl Operations for Cuda {
         Box::new(CudaCache::new(config.clone(), self.shared.clone()))
     }
 
+    fn most_tokens(&self) -> usize {
+        usize::MAX
+    }
+
     fn default_bytes(&self) -> u64 {
         let client = &self.shared.client;
         let Some(all) = client.properties().memory.max_memory() else { return LEAST_BYTES };
